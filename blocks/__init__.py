@@ -1,0 +1,1 @@
+"""Whom we talk to: one typed Prefect Block per outside system."""

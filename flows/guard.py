@@ -1,0 +1,129 @@
+"""The first two lines of defence: around the flow's body, and the hooks after it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from types import FrameType
+from typing import Any
+
+from prefect import Flow
+from prefect.client.schemas.objects import FlowRun, State
+
+from rules.errors import CutOffError, DeployError, FencedError, GateBlockedError
+from rules.journal import Opened
+from rules.record import record_of
+from tasks.deployment import OpenDeployment, open_deployment
+from tasks.journal import journals
+from tasks.prefect_api import PrefectApi
+from tasks.recover import recover
+from tasks.report import publish_end
+from tasks.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class TakenBackError(DeployError):
+    """The deployment did not go through; the message says why, and which state things were left in."""
+
+
+@contextmanager
+def guarded(opened: Opened, settings: Settings) -> Iterator[OpenDeployment]:
+    """Open a deployment, and take it back whatever goes wrong in the body, while the run still reads RUNNING.
+
+    Raises:
+        GateBlockedError: the checklist did not allow it; nothing was changed.
+        TakenBackError: it was taken back, or could not be; the message says which.
+    """
+    with PrefectApi(settings) as api, open_deployment(opened, api, settings) as deployment:
+        try:
+            yield deployment
+        except GateBlockedError as error:
+            deployment.end_unchanged("blocked", str(error))
+            raise
+        except BaseException as error:
+            _take_back(deployment, error)
+            if not isinstance(error, Exception):
+                raise  # a cancellation or SIGTERM: Prefect has to see it as such
+            raise TakenBackError(_in_words(deployment)) from error
+        finally:
+            publish_end(deployment)
+
+
+def _take_back(deployment: OpenDeployment, error: BaseException) -> None:
+    with undisturbed():
+        try:
+            deployment.roll_back(cause_of(error))
+        except (FencedError, CutOffError, TimeoutError) as stopped:
+            log.warning("%s is left to another process: %s", deployment.name, stopped)
+
+
+def _in_words(deployment: OpenDeployment) -> str:
+    view = deployment.journal.read()
+    record = record_of(view)
+    match record.state:
+        case "rolled_back":
+            left = f"Rolled back and verified in {record.rolled_back_s:.1f} s."
+        case "rollback_failed":
+            left = (
+                f"ROLLBACK FAILED, the target stays locked: {view.reason} Mend the cause, then run roll-back "
+                f"for {record.deployment}."
+            )
+        case "aborted":
+            left = "Nothing had been changed."
+        case _:
+            left = f"It is {record.state}: recover goes on with it."
+    return f"{record.deployment}: {record.reason} {left}"
+
+
+def cause_of(error: BaseException) -> str:
+    """Return why a deployment is taken back, in words for the journal."""
+    if isinstance(error, DeployError):
+        return f"{str(error).rstrip('.')}."
+    if isinstance(error, TimeoutError):
+        return f"The flow ran out of time ({error})."
+    if not isinstance(error, Exception):
+        return f"The run was told to stop ({type(error).__name__})."
+    return f"Unexpected {type(error).__name__}: {error}."
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put off SIGTERM until the way back is done: a cancellation is followed by SIGKILL soon enough."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+
+    def remember(number: int, _frame: FrameType | None) -> None:
+        arrived.append(number)
+
+    former = signal.signal(signal.SIGTERM, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+        if arrived:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def take_back_after(flow: Flow[Any, Any], flow_run: FlowRun, state: State) -> None:
+    """Recover what the run left open: the hook of a failed, crashed or cancelled run."""
+    settings = Settings()
+    for journal in journals(settings.journal_dir):
+        view = journal.read()
+        if view.opened.flow_run_id != str(flow_run.id) or view.is_terminal or view.state == "promoted":
+            continue
+        cause = f"The run of {flow.name} ended as {state.name}: {state.message or 'no message'}."
+        after = recover(journal.deployment, cause=cause, by=f"hook {state.name}", settings=settings)
+        log.warning("%s is %s: %s", journal.deployment, after.state, after.reason)
+
+
+def opened_now(**fields: Any) -> Opened:
+    """Return the opening entry of a journal, stamped."""
+    return Opened(at=datetime.now(UTC), **fields)

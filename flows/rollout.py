@@ -1,0 +1,81 @@
+"""Walk a plan: the part that the parent flow and the update flows share."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+
+from prefect import get_run_logger, runtime
+
+from rules.change import Change
+from rules.errors import StepFailedError
+from rules.fleet import Fleet
+from rules.frozen import slug
+from rules.journal import Opened
+from rules.plan import Plan, applied
+from rules.rollout import plan_rollout
+from rules.strategy import Strategy
+from tasks.deployment import OpenDeployment
+from tasks.fleet import observe_fleet
+from tasks.report import publish_plan, publish_progress
+from tasks.settings import Settings
+from tasks.steps import perform
+
+#: The deployment that a parent flow has opened and its update flow goes on with, in the same process.
+OPEN: ContextVar[OpenDeployment | None] = ContextVar("open_deployment", default=None)
+
+
+def opening(change: Change, strategy: Strategy, fleet: Fleet, settings: Settings) -> Opened:
+    """Return the opening entry for this flow run's deployment."""
+    run_id = str(runtime.flow_run.id)
+    attempt = runtime.flow_run.run_count
+    again = f"-{attempt}" if attempt > 1 else ""  # a run that a person retries is a fresh attempt
+    return Opened(
+        deployment=f"{slug(change.application)}-{slug(change.release)}-{run_id[:8]}{again}",
+        target=change.target,
+        flow_run_id=run_id,
+        host=settings.host,
+        fleet=fleet,
+        summary=f"{change.component} {change.application}, release {change.release}, {strategy.strategy}",
+    )
+
+
+def plan_now(change: Change, strategy: Strategy, fleet: Fleet) -> Plan:
+    """Return the plan for the system as it is now.
+
+    Raises:
+        InvalidRequestError: the request makes no sense for this system.
+    """
+    return plan_rollout(change, strategy, fleet, observe_fleet(fleet))
+
+
+def keep_plan(deployment: OpenDeployment, plan: Plan) -> None:
+    """Keep the plan in the journal and show it; a plan without steps ends the deployment."""
+    deployment.planned(plan)
+    publish_plan(deployment, plan)
+
+
+def walk(deployment: OpenDeployment, plan: Plan) -> None:
+    """Do every step of the plan, in order, each with its way back journaled before.
+
+    Raises:
+        DeployError: a step failed; what was done is to be taken back.
+    """
+    logger = get_run_logger()
+    state = plan.before
+    for step in plan.steps:
+        logger.info("step %d of %d: %s", step.number + 1, len(plan.steps), step.title)
+        perform(deployment, plan, step, expected=state)
+        state = applied(state, step.action, plan.change)
+        publish_progress(deployment, plan, step)
+
+
+def verify(deployment: OpenDeployment, plan: Plan) -> None:
+    """Prove, by reading the system, that it is in the state the plan promised.
+
+    Raises:
+        StepFailedError: it is not; says where.
+    """
+    now, wanted = observe_fleet(deployment.fleet), plan.after
+    left = now.differences(wanted.with_health_of(now, except_for=plan.touched))
+    if left:
+        raise StepFailedError(f"After the rollout the system is not as planned: {'; '.join(left)}")

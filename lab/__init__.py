@@ -1,0 +1,1 @@
+"""A whole small production on one machine, of real parts, for the demo and the tests."""

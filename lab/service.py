@@ -1,0 +1,167 @@
+"""The service commands of the lab's application: `python -m lab.service start|stop|status`.
+
+What a process supervisor does, as three short commands. Each may be killed at any moment: the service
+registers itself before it becomes the application, so that no running one is ever unknown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from lab.processes import MARK, started_ticks
+
+STOPPED = 3
+
+_STOP_TIMEOUT_S = 5.0
+_POLL_S = 0.005
+
+
+def start(root: Path, port: int) -> int:
+    """Start the release that `current` points to; running already is fine.
+
+    Returns as soon as the application's process is there: it may take longer until it answers.
+    """
+    with _alone(root):
+        if _running(root) is not None:
+            return 0
+        release = (root / "current").resolve()
+        if not (release / "app.py").is_file():
+            sys.exit(f"{root}/current points to no release: nothing was started")
+        read_end, write_end = os.pipe()
+        if os.fork() == 0:
+            os.close(read_end)
+            _become_service(root, release, port, report=write_end)
+        os.close(write_end)
+        # closed by exec, so this ends when the application's program runs, or says why it does not
+        with os.fdopen(read_end) as report:
+            if failure := report.read():
+                sys.exit(f"{root}: not started: {failure}")
+    return 0
+
+
+def stop(root: Path, port: int) -> int:
+    """Stop the service, by SIGKILL if it does not end in time; returns when its port is free."""
+    with _alone(root):
+        pid = _running(root)
+        if pid is not None:
+            os.kill(pid, signal.SIGTERM)
+            if not _gone(root, _STOP_TIMEOUT_S):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                _gone(root, _STOP_TIMEOUT_S)
+        _pid_file(root).unlink(missing_ok=True)
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    while not _is_free(port):
+        if time.monotonic() > deadline:
+            sys.exit(f"{root}: stopped, but port {port} is in use by another process")
+        time.sleep(_POLL_S)
+    return 0
+
+
+def status(root: Path) -> int:
+    """Return 0 when the service runs and 3 when it is stopped."""
+    return STOPPED if _running(root) is None else 0
+
+
+def _become_service(root: Path, release: Path, port: int, *, report: int) -> NoReturn:
+    try:
+        os.setsid()
+        _write_atomically(_pid_file(root), {"pid": os.getpid(), "started_ticks": started_ticks(os.getpid())})
+        _redirect_streams(root)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_DFL)
+        os.chdir(release)
+        # isolated: a release brings all it needs, and sees nothing of who starts it
+        command = (sys.executable, "-I", "-S", str(release / "app.py"), "--port", str(port))
+        os.execve(command[0], command, {"PATH": os.defpath, MARK: str(root)})  # noqa: S606 - no shell is the point
+    except BaseException as error:  # noqa: BLE001 - a forked child must never return into its parent's code
+        os.write(report, repr(error).encode())
+    os._exit(1)
+
+
+def _redirect_streams(root: Path) -> None:
+    log = root / "log" / "service.log"
+    log.parent.mkdir(exist_ok=True)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    # an inherited pipe would keep whoever reads this command's output waiting for the service's end
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+
+
+def _running(root: Path) -> int | None:
+    try:
+        known = json.loads(_pid_file(root).read_text())
+    except FileNotFoundError:
+        return None
+    return int(known["pid"]) if started_ticks(known["pid"]) == known["started_ticks"] else None
+
+
+def _gone(root: Path, timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while _running(root) is not None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _pid_file(root: Path) -> Path:
+    return root / "run" / "pid.json"
+
+
+def _write_atomically(path: Path, content: dict[str, int | None]) -> None:
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(content))
+    new.replace(path)
+
+
+@contextlib.contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Let one command at a time change the service; a child that is becoming it counts as that command."""
+    (root / "run").mkdir(parents=True, exist_ok=True)
+    with (root / "run" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def main() -> int:
+    """Run one command and return its exit code."""
+    arguments = argparse.ArgumentParser(prog="python -m lab.service", description=__doc__)
+    arguments.add_argument("command", choices=("start", "stop", "status"))
+    arguments.add_argument("--root", type=Path, required=True, help="the instance's directory")
+    arguments.add_argument("--port", type=int, required=True, help="its port on 127.0.0.1")
+    given = arguments.parse_args()
+    root = given.root.absolute()
+    match given.command:
+        case "start":
+            return start(root, given.port)
+        case "stop":
+            return stop(root, given.port)
+        case _:
+            return status(root)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""What will be done, step by step, each with its way back: data that is shown, then walked.
+
+The same plan is printed by a dry run and executed by a deployment, so what was shown is what happens.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rules.change import Change
+from rules.fleet import FleetState
+from rules.frozen import BasisPoints, Count, Frozen, Name, PositiveSeconds, Seconds
+from rules.strategy import BlueGreen, Canary, CanaryLimits, InPlace, Rolling, Watching
+from rules.traffic import ProxyName, Traffic
+from rules.undo import AnyUndoStep
+
+
+class StageRelease(Frozen):
+    """Put the release beside the others on the instance's host: checksum and disk space proven."""
+
+    action: Literal["stage_release"] = "stage_release"
+    instance: Name
+
+
+class SwitchRelease(Frozen):
+    """Point the instance to the release, atomically."""
+
+    action: Literal["switch_release"] = "switch_release"
+    instance: Name
+
+
+class RestartService(Frozen):
+    """Restart the instance's service."""
+
+    action: Literal["restart_service"] = "restart_service"
+    instance: Name
+
+
+class ProbeInstance(Frozen):
+    """Wait until the instance is ready and says that it runs the release."""
+
+    action: Literal["probe_instance"] = "probe_instance"
+    instance: Name
+
+
+class TestInstance(Frozen):
+    """Run the application's smoke tests against the instance, before it gets traffic."""
+
+    __test__ = False  # not a pytest class
+    action: Literal["test_instance"] = "test_instance"
+    instance: Name
+
+
+class SetTraffic(Frozen):
+    """Change the route's split, in one atomic step of the balancer."""
+
+    action: Literal["set_traffic"] = "set_traffic"
+    traffic: Traffic
+
+
+class DrainServer(Frozen):
+    """Send the instance no new requests and wait for the open ones."""
+
+    action: Literal["drain_server"] = "drain_server"
+    instance: Name
+    drain_s: PositiveSeconds
+
+
+class RejoinServer(Frozen):
+    """Give the instance traffic again, once it is seen up."""
+
+    action: Literal["rejoin_server"] = "rejoin_server"
+    instance: Name
+
+
+class WatchSide(Frozen):
+    """Watch a side's answers until they pass; `stable` is the side it is compared with, if any."""
+
+    action: Literal["watch_side"] = "watch_side"
+    side: ProxyName
+    stable: ProxyName | None
+    share: BasisPoints
+    watch: Watching
+    bake_s: Seconds = 0.0
+
+
+class ObserveBatch(Frozen):
+    """Watch a batch just rejoined beside the others for a fixed time; a FAIL verdict stops the rollout."""
+
+    action: Literal["observe_batch"] = "observe_batch"
+    instances: tuple[Name, ...]
+    others: tuple[Name, ...]
+    observe_s: Seconds
+    limits: CanaryLimits
+
+
+Action = (
+    StageRelease
+    | SwitchRelease
+    | RestartService
+    | ProbeInstance
+    | TestInstance
+    | SetTraffic
+    | DrainServer
+    | RejoinServer
+    | WatchSide
+    | ObserveBatch
+)
+
+
+class Step(Frozen):
+    """One action and its way back. Steps without `undo` only read."""
+
+    number: Count
+    title: str
+    action: Annotated[Action, Field(discriminator="action")]
+    undo: AnyUndoStep | None = None
+    interrupts: str | None = Field(default=None, description="what users notice of it, if anything")
+
+
+class Plan(Frozen):
+    """A rollout: the state it starts from, its steps, and the state it promises."""
+
+    change: Change
+    strategy: Annotated[InPlace | BlueGreen | Canary | Rolling, Field(discriminator="strategy")]
+    before: FleetState
+    steps: tuple[Step, ...]
+
+    @property
+    def after(self) -> FleetState:
+        """The state the fleet is in when every step has been done."""
+        state = self.before
+        for step in self.steps:
+            state = applied(state, step.action, self.change)
+        return state
+
+    @property
+    def touched(self) -> set[str]:
+        """The instances that a step changes."""
+        names = (getattr(step.action, "instance", None) for step in self.steps)
+        return {name for name in names if name is not None}
+
+    @property
+    def interruptions(self) -> tuple[str, ...]:
+        """What users will notice, in words; empty when nothing."""
+        return tuple(step.interrupts for step in self.steps if step.interrupts)
+
+
+def applied(state: FleetState, action: Action, change: Change) -> FleetState:
+    """Return the fleet's state after `action`: the meaning of each action, without the effect."""
+    match action:
+        case SetTraffic():
+            return state.model_copy(update={"traffic": action.traffic})
+        case DrainServer():
+            return state.model_copy(update={"servers": {**state.servers, action.instance: "maint"}})
+        case RejoinServer():
+            return state.model_copy(update={"servers": {**state.servers, action.instance: "ready"}})
+        case ProbeInstance() | TestInstance() | WatchSide() | ObserveBatch():
+            return state
+        case StageRelease() | SwitchRelease() | RestartService():
+            return _instance_applied(state, action, change)
+
+
+def _instance_applied(
+    state: FleetState, action: StageRelease | SwitchRelease | RestartService, change: Change
+) -> FleetState:
+    instance = state.instances[action.instance]
+    match action:
+        case StageRelease():
+            staged = {change.release} if change.pointer == change.release else set()
+            update: dict[str, object] = {"releases": tuple(sorted({*instance.releases, *staged}))}
+        case SwitchRelease():
+            update = {"release": change.pointer}
+        case RestartService():
+            update = {"running": change.release}
+    instances = {**state.instances, action.instance: instance.model_copy(update=update)}
+    return state.model_copy(update={"instances": instances})

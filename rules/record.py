@@ -1,0 +1,151 @@
+"""What is kept of a deployment, and how a person reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from rules.frozen import Frozen
+from rules.journal import (
+    Decided,
+    DeploymentState,
+    Done,
+    Entry,
+    Held,
+    Intent,
+    JournalView,
+    Locked,
+    Moved,
+    Opened,
+    Planned,
+    Undone,
+)
+from rules.plan import Plan
+
+_SHOWN_ROWS = 25
+
+
+class DeploymentRecord(Frozen):
+    """How a deployment ended, and when what happened. Times are UTC."""
+
+    deployment: str
+    target: str
+    component: str
+    release: str
+    strategy: str
+    state: DeploymentState
+    reason: str
+    started_at: datetime
+    ended_at: datetime
+    rollback_began_at: datetime | None = None
+    left_to_undo: tuple[str, ...] = ()
+
+    @property
+    def rolled_back_s(self) -> float | None:
+        """Seconds from the decision to take it back until that was verified; None if it never was."""
+        if self.rollback_began_at is None or self.state != "rolled_back":
+            return None
+        return (self.ended_at - self.rollback_began_at).total_seconds()
+
+
+def record_of(journal: JournalView) -> DeploymentRecord:
+    """Return the record that a journal adds up to."""
+    plan = journal.plan
+    return DeploymentRecord(
+        deployment=journal.opened.deployment,
+        target=journal.opened.target,
+        component=plan.change.component if plan else journal.opened.target.split("-", 1)[0],
+        release=plan.change.release if plan else "",
+        strategy=plan.strategy.strategy if plan else "",
+        state=journal.state,
+        reason=journal.cause or journal.reason,
+        started_at=journal.opened.at,
+        ended_at=journal.entries[-1].at,
+        rollback_began_at=journal.moved_at("rolling_back"),
+        left_to_undo=tuple(intent.undo.describe() for intent in journal.to_undo),
+    )
+
+
+def in_words(entry: Entry) -> str:
+    """Return one journal entry as a short sentence."""
+    match entry:
+        case Opened():
+            return f"opened: {entry.summary}"
+        case Locked():
+            return "took the lock"
+        case Planned():
+            return f"planned {len(entry.plan.steps)} steps"
+        case Intent():
+            return f"step {entry.number}: {entry.title} (way back: {entry.undo.describe()})"
+        case Done():
+            return f"step {entry.number} done"
+        case Decided():
+            return f"{entry.title}: **{entry.outcome}**, {'; '.join(entry.reasons)}"
+        case Undone():
+            return f"step {entry.number} taken back"
+        case Held():
+            return f"step {entry.number} not taken back: {entry.reason}"
+        case Moved():
+            return f"**{entry.state}** by {entry.by}: {entry.reason}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def progress_page(deployment: str, entries: Sequence[Entry]) -> str:
+    """Return the newest entries of a journal as a Markdown page, newest first."""
+    newest = list(entries[-_SHOWN_ROWS:])
+    rows = [f"| {entry.at:%H:%M:%S} | {_cell(in_words(entry))} |" for entry in reversed(newest)]
+    hidden = len(entries) - len(newest)
+    tail = [f"\n{hidden} earlier entries are not shown."] if hidden else []
+    return "\n".join([f"# {deployment}", "", "| time (UTC) | what |", "|---|---|", *rows, *tail])
+
+
+def plan_page(plan: Plan) -> str:
+    """Return a plan as a Markdown page: each step with its way back, and what users will notice."""
+    notice = "; ".join(plan.interruptions) or "nothing"
+    head = [
+        f"# {plan.change.target}: release {plan.change.release}, {plan.strategy.strategy}",
+        "",
+        f"Users will notice: {notice}.",
+        "",
+        "| # | step | way back |",
+        "|---|---|---|",
+    ]
+    rows = [
+        f"| {s.number} | {_cell(s.title)} | {_cell(s.undo.describe()) if s.undo else 'reads only'} |"
+        for s in plan.steps
+    ]
+    return "\n".join([*head, *(rows or ["| | nothing to do: the release is in place already | |"])])
+
+
+def decision_page(journal: JournalView) -> str:
+    """Return every verdict of a deployment as a Markdown page."""
+    rows = [
+        f"| {e.at:%H:%M:%S} | {_cell(e.title)} | **{e.outcome}** | {_cell('; '.join(e.reasons))} |"
+        for e in journal.entries
+        if isinstance(e, Decided)
+    ]
+    head = ["| time (UTC) | watched | verdict | why |", "|---|---|---|---|"]
+    return "\n".join([f"# Decisions of {journal.opened.deployment}", "", *head, *rows])
+
+
+def record_page(journal: JournalView) -> str:
+    """Return the record of a deployment as a Markdown page."""
+    record = record_of(journal)
+    taken_s = (record.ended_at - record.started_at).total_seconds()
+    rows = {
+        "state": f"**{record.state}**",
+        "why": record.reason,
+        "what": f"{record.target}, release {record.release}, {record.strategy}",
+        "began": f"{record.started_at:%F %T} UTC",
+        "took": f"{taken_s:.1f} s",
+    }
+    if record.rolled_back_s is not None:
+        rows["rolled back and verified in"] = f"{record.rolled_back_s:.1f} s"
+    if record.left_to_undo and record.state == "rollback_failed":
+        rows["not taken back"] = "; ".join(record.left_to_undo)
+        rows["next"] = f"mend the cause, then run roll-back for {record.deployment}; the target stays locked"
+    body = [f"| {key} | {_cell(value)} |" for key, value in rows.items()]
+    return "\n".join([f"# {record.deployment}", "", "| | |", "|---|---|", *body])

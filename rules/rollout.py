@@ -1,0 +1,248 @@
+"""Turn a change and a strategy into a plan: pure, from the state the fleet is in.
+
+The strategies know nothing of the component: it gives them `update`, the steps that bring one instance
+to the new release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+
+from rules.change import Change, NixStorePath, ReleaseArchive
+from rules.errors import InvalidRequestError
+from rules.fleet import Fleet, FleetState, Instance, ReleaseDirectory
+from rules.plan import (
+    Action,
+    DrainServer,
+    ObserveBatch,
+    Plan,
+    ProbeInstance,
+    RejoinServer,
+    RestartService,
+    SetTraffic,
+    StageRelease,
+    Step,
+    SwitchRelease,
+    TestInstance,
+    WatchSide,
+)
+from rules.strategy import BlueGreen, Canary, InPlace, Rolling, Strategy
+from rules.traffic import Traffic
+from rules.undo import RemoveRelease, RestoreRelease, RestoreServer, RestoreTraffic, UndoStep
+
+#: The steps that bring one instance to the new release.
+Update = Callable[[Instance], Iterable[Step]]
+_ALL = 10_000
+
+
+def plan_rollout(change: Change, strategy: Strategy, fleet: Fleet, before: FleetState) -> Plan:
+    """Return the steps that bring `change` to the fleet's users; none when they have it already.
+
+    Raises:
+        InvalidRequestError: this strategy makes no sense for this fleet in this state; says what would.
+    """
+    _refuse_wrong_artefact(change, fleet)
+    update = _application_update(change, before)
+    match strategy:
+        case InPlace():
+            steps = _in_place(strategy, fleet, update, change=change, before=before)
+        case BlueGreen():
+            steps = _blue_green(strategy, fleet, before, update=update)
+        case Canary():
+            steps = _canary(strategy, fleet, before, update=update)
+        case Rolling():
+            steps = _rolling(strategy, fleet, before, update=update)
+    numbered = tuple(step.model_copy(update={"number": n}) for n, step in enumerate(steps))
+    if _has_it_already(change, strategy, fleet, before):
+        numbered = ()
+    return Plan(change=change, strategy=strategy, before=before, steps=numbered)
+
+
+def affected(strategy: Strategy, fleet: Fleet, before: FleetState) -> tuple[Instance, ...]:
+    """Return the instances whose release a rollout changes.
+
+    Raises:
+        InvalidRequestError: the strategy does not fit the fleet.
+    """
+    match strategy:
+        case InPlace():
+            return (_only_instance(strategy, fleet),)
+        case BlueGreen() | Canary():
+            return fleet.side(_sides(fleet, before)[1])
+        case Rolling():
+            return fleet.side(before.traffic.live) if before.traffic else fleet.instances
+
+
+def serving(fleet: Fleet, before: FleetState) -> tuple[Instance, ...]:
+    """Return the instances that users are served by: the live side, or all where there is no balancer."""
+    return fleet.side(before.traffic.live) if before.traffic else fleet.instances
+
+
+def _step(title: str, action: Action, undo: UndoStep | None = None, *, interrupts: str | None = None) -> Step:
+    return Step(number=0, title=title, action=action, undo=undo, interrupts=interrupts)
+
+
+def _application_update(change: Change, before: FleetState) -> Update:
+    """Stage, switch, restart, probe: the numbered steps of an application release."""
+
+    def update(instance: Instance) -> Iterator[Step]:
+        name, recorded = instance.name, before.instances[instance.name]
+        restore = RestoreRelease(instance=name, release=recorded.release, running=recorded.running)
+        stages_files = isinstance(instance.layout, ReleaseDirectory)
+        is_new = stages_files and change.release not in recorded.releases
+        remove = RemoveRelease(instance=name, release=change.release) if is_new else None
+        yield _step(f"{name}: stage {change.release}", StageRelease(instance=name), remove)
+        yield _step(f"{name}: switch to {change.release}", SwitchRelease(instance=name), restore)
+        yield _step(f"{name}: restart", RestartService(instance=name), restore)
+        yield _step(f"{name}: wait until ready", ProbeInstance(instance=name))
+        yield _step(f"{name}: smoke tests", TestInstance(instance=name))
+
+    return update
+
+
+def _in_place(
+    strategy: InPlace, fleet: Fleet, update: Update, *, change: Change, before: FleetState
+) -> Iterator[Step]:
+    instance = _only_instance(strategy, fleet)
+    notice = None
+    if instance in serving(fleet, before):
+        notice = f"{instance.name} does not answer while it restarts into {change.release}"
+    for step in update(instance):
+        is_restart = isinstance(step.action, RestartService)
+        yield step.model_copy(update={"interrupts": notice}) if is_restart else step
+
+
+def _blue_green(strategy: BlueGreen, fleet: Fleet, before: FleetState, *, update: Update) -> Iterator[Step]:
+    traffic, idle = _sides(fleet, before)
+    yield from chain.from_iterable(update(instance) for instance in fleet.side(idle))
+    promoted = Traffic(live=idle, candidate=traffic.live)
+    yield _step(
+        f"switch all traffic to {idle}", SetTraffic(traffic=promoted), RestoreTraffic(traffic=traffic)
+    )
+    watch = WatchSide(side=idle, stable=None, share=_ALL, watch=strategy.watch, bake_s=strategy.bake_s)
+    yield _step(f"watch {idle} with all traffic", watch)
+
+
+def _canary(strategy: Canary, fleet: Fleet, before: FleetState, *, update: Update) -> Iterator[Step]:
+    traffic, idle = _sides(fleet, before)
+    # every step goes straight back to where the deployment began: a rollback has no steps of its own
+    back = RestoreTraffic(traffic=traffic)
+    yield from chain.from_iterable(update(instance) for instance in fleet.side(idle))
+    for percent in strategy.steps_percent:
+        share = round(percent * 100)
+        split = Traffic(live=traffic.live, candidate=idle, canary_basis_points=share)
+        yield _step(f"send {percent:g} % of traffic to {idle}", SetTraffic(traffic=split), back)
+        stable = traffic.live if share < _ALL else None
+        bake_s = strategy.bake_s if share == _ALL else 0.0
+        watch = WatchSide(side=idle, stable=stable, share=share, watch=strategy.watch, bake_s=bake_s)
+        yield _step(f"watch {idle} at {percent:g} %", watch)
+    promoted = Traffic(live=idle, candidate=traffic.live)
+    yield _step(f"make {idle} the live side", SetTraffic(traffic=promoted), back)
+
+
+def _rolling(strategy: Rolling, fleet: Fleet, before: FleetState, *, update: Update) -> Iterator[Step]:
+    members = affected(strategy, fleet, before)
+    _refuse_too_many_out(strategy, fleet, before, members=members)
+    for start in range(0, len(members), strategy.batch_size):
+        batch = members[start : start + strategy.batch_size]
+        names = tuple(instance.name for instance in batch)
+        others = tuple(i.name for i in members if i.name not in names)
+        if fleet.route:
+            yield from (_drain(name, strategy) for name in names)
+        yield from chain.from_iterable(update(instance) for instance in batch)
+        if fleet.route:
+            yield from (_rejoin(name, strategy) for name in names)
+        observe = ObserveBatch(
+            instances=names, others=others, observe_s=strategy.observe_s, limits=strategy.limits
+        )
+        yield _step(f"observe {', '.join(names)}", observe)
+
+
+def _drain(name: str, strategy: Rolling) -> Step:
+    back = RestoreServer(instance=name, admin="ready", drain_s=strategy.drain_s)
+    return _step(f"{name}: drain", DrainServer(instance=name, drain_s=strategy.drain_s), back)
+
+
+def _rejoin(name: str, strategy: Rolling) -> Step:
+    back = RestoreServer(instance=name, admin="maint", drain_s=strategy.drain_s)
+    return _step(f"{name}: rejoin", RejoinServer(instance=name), back)
+
+
+def _only_instance(strategy: InPlace, fleet: Fleet) -> Instance:
+    if strategy.instance:
+        if strategy.instance not in fleet.names:
+            raise InvalidRequestError(
+                f"{fleet.application} has no instance {strategy.instance}; it has {', '.join(fleet.names)}"
+            )
+        return fleet.instance(strategy.instance)
+    if len(fleet.instances) > 1:
+        raise InvalidRequestError(
+            f"{fleet.application} has {len(fleet.instances)} instances: name the one to update in place, "
+            "or use the strategy rolling for all of them"
+        )
+    return fleet.instances[0]
+
+
+def _sides(fleet: Fleet, before: FleetState) -> tuple[Traffic, str]:
+    """Return the traffic as recorded and the idle side."""
+    if before.traffic is None or len(fleet.sides) != 2:  # noqa: PLR2004 - blue and green
+        raise InvalidRequestError(
+            f"blue-green and canary need two sides behind a balancer; {fleet.application} has "
+            f"{len(fleet.sides)}: use rolling or in_place"
+        )
+    traffic = before.traffic
+    if traffic.canary_basis_points:
+        raise InvalidRequestError(
+            f"{traffic.candidate} already gets {traffic.canary_basis_points / 100:g} % of the traffic of "
+            f"{fleet.application}: somebody is in the middle of a canary; finish or undo it first"
+        )
+    if traffic.live not in fleet.sides:
+        raise InvalidRequestError(
+            f"traffic goes to {traffic.live}, which is no side of {fleet.application}: {fleet.sides}"
+        )
+    idle = next(side for side in fleet.sides if side != traffic.live)
+    out = [i.name for i in fleet.side(idle) if before.servers.get(i.name) != "ready"]
+    if out:
+        raise InvalidRequestError(
+            f"{', '.join(out)} on the idle side {idle} is taken out of the balancer: bring it to ready first"
+        )
+    return traffic, idle
+
+
+def _refuse_too_many_out(
+    strategy: Rolling, fleet: Fleet, before: FleetState, *, members: tuple[Instance, ...]
+) -> None:
+    names = tuple(instance.name for instance in members)
+    up = set(before.healthy(names))
+    if fleet.route:
+        up &= {name for name in names if before.servers.get(name) == "ready"}
+    out = len(names) - len(up)
+    if out + strategy.batch_size > strategy.max_unavailable:
+        raise InvalidRequestError(
+            f"{out} of {len(names)} instances are out already ({', '.join(sorted(set(names) - up)) or 'none'}); "
+            f"a batch of {strategy.batch_size} more would exceed max_unavailable={strategy.max_unavailable}"
+        )
+    if fleet.route and strategy.batch_size >= len(names):
+        raise InvalidRequestError(
+            f"a batch of {strategy.batch_size} would take out all {len(names)} instances that users are "
+            "served by: use a smaller batch, or in_place for an update with an interruption"
+        )
+
+
+def _refuse_wrong_artefact(change: Change, fleet: Fleet) -> None:
+    for instance in fleet.instances:
+        has_directory = isinstance(instance.layout, ReleaseDirectory)
+        if has_directory and isinstance(change.artefact, NixStorePath):
+            raise InvalidRequestError(
+                f"{instance.name} has release directories: give an archive, not a store path"
+            )
+        if not has_directory and isinstance(change.artefact, ReleaseArchive):
+            raise InvalidRequestError(f"{instance.name} is a Nix profile: give a store path, not an archive")
+
+
+def _has_it_already(change: Change, strategy: Strategy, fleet: Fleet, before: FleetState) -> bool:
+    """Whether users are served by the release already, so that there is nothing to do."""
+    wanted = (_only_instance(strategy, fleet),) if isinstance(strategy, InPlace) else serving(fleet, before)
+    states = [before.instances[instance.name] for instance in wanted]
+    return all(state.release == change.pointer and state.running == change.release for state in states)

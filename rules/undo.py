@@ -1,0 +1,86 @@
+"""The way back as data: each undo step names an absolute state, so that it can be repeated.
+
+An undo step is right also when the effect never happened, happened half, or was already undone.
+It never says "previous": it names the recorded release, split or server state.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rules.fleet import FleetState
+from rules.frozen import Frozen, Name, ReleaseId
+from rules.traffic import AdminState, Traffic
+
+
+class RestoreTraffic(Frozen):
+    """Send the traffic where it went before the deployment, in one step."""
+
+    undo: Literal["restore_traffic"] = "restore_traffic"
+    traffic: Traffic
+
+    def describe(self) -> str:
+        """Return this step in words."""
+        return f"all traffic back to {self.traffic.live}"
+
+
+class RestoreServer(Frozen):
+    """Bring an instance's balancer state back; `ready` only once the instance answers its probe."""
+
+    undo: Literal["restore_server"] = "restore_server"
+    instance: Name
+    admin: AdminState
+    drain_s: float = 30.0
+
+    def describe(self) -> str:
+        """Return this step in words."""
+        return f"{self.instance}: balancer state {self.admin}"
+
+
+class RestoreRelease(Frozen):
+    """Point an instance to its recorded release and have exactly that running; None: nothing runs."""
+
+    undo: Literal["restore_release"] = "restore_release"
+    instance: Name
+    release: str | None
+    running: str | None
+
+    def describe(self) -> str:
+        """Return this step in words."""
+        link = f"link to {self.release}" if self.release else "no link"
+        return f"{self.instance}: {link}, {self.running or 'nothing'} running"
+
+
+class RemoveRelease(Frozen):
+    """Remove a release that this deployment staged; refused while the instance points to it."""
+
+    undo: Literal["remove_release"] = "remove_release"
+    instance: Name
+    release: ReleaseId
+
+    def describe(self) -> str:
+        """Return this step in words."""
+        return f"{self.instance}: remove staged {self.release}"
+
+
+UndoStep = RestoreTraffic | RestoreServer | RestoreRelease | RemoveRelease
+#: The same, parsed by its `undo` field.
+AnyUndoStep = Annotated[UndoStep, Field(discriminator="undo")]
+
+
+def undone(state: FleetState, step: UndoStep) -> FleetState:
+    """Return the fleet's state after `step`: the meaning of each undo step, without the effect."""
+    match step:
+        case RestoreTraffic():
+            return state.model_copy(update={"traffic": step.traffic})
+        case RestoreServer():
+            return state.model_copy(update={"servers": {**state.servers, step.instance: step.admin}})
+        case RestoreRelease():
+            change: dict[str, object] = {"release": step.release, "running": step.running}
+        case RemoveRelease():
+            kept = tuple(r for r in state.instances[step.instance].releases if r != step.release)
+            change = {"releases": kept}
+    instance = state.instances[step.instance].model_copy(update=change)
+    return state.model_copy(update={"instances": {**state.instances, step.instance: instance}})

@@ -1,0 +1,1 @@
+"""What we do: effects on the world and reads of it."""

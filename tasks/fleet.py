@@ -1,0 +1,39 @@
+"""Read a whole fleet's state: what plans start from and what verification compares."""
+
+from __future__ import annotations
+
+from rules.fleet import Fleet, FleetState, Instance
+from rules.traffic import AdminState, HaproxyAddress
+from tasks import haproxy
+from tasks.application import read_instance
+
+
+def observe_fleet(fleet: Fleet) -> FleetState:
+    """Return the state of every instance and of the balancer, as they are now.
+
+    Raises:
+        CommandError: a host cannot be asked.
+        BalancerError: the balancer cannot be asked.
+    """
+    return FleetState(
+        instances={instance.name: read_instance(instance) for instance in fleet.instances},
+        traffic=haproxy.read_traffic(fleet.route) if fleet.route else None,
+        servers={i.name: admin_state(fleet, i) for i in fleet.instances} if fleet.route else {},
+    )
+
+
+def admin_state(fleet: Fleet, instance: Instance) -> AdminState:
+    """Return an instance's state in the balancer."""
+    address, backend, server = place(fleet, instance)
+    return haproxy.server_admin(address, backend, server)
+
+
+def place(fleet: Fleet, instance: Instance) -> tuple[HaproxyAddress, str, str]:
+    """Return where an instance stands in the balancer: its address, the backend, the server.
+
+    Raises:
+        ValueError: the fleet has no balancer.
+    """
+    if not (fleet.route and instance.backend and instance.server):
+        raise ValueError(f"{instance.name} stands behind no balancer")
+    return fleet.route.balancer, instance.backend, instance.server

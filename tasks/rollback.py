@@ -1,0 +1,179 @@
+"""Take a deployment back, newest step first, and verify the result by reading the system.
+
+It skips every progressive step, has its own deadline and tries, and needs neither Prefect nor its API:
+only the journal, and the lock that the caller holds.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import nullcontext
+from datetime import UTC, datetime
+
+from rules.errors import ApiUnavailableError, CutOffError, DeployError, FencedError, UndoFailedError
+from rules.fleet import FleetState
+from rules.journal import (
+    DeploymentState,
+    Entry,
+    Held,
+    Intent,
+    JournalView,
+    Moved,
+    Undone,
+    check_transition,
+    stamped,
+)
+from rules.undo import RestoreTraffic
+from tasks.fleet import observe_fleet
+from tasks.journal import JournalFile, Mirror
+from tasks.lease import Lease
+from tasks.prefect_api import PrefectApi
+from tasks.settings import Settings
+from tasks.undo import TargetDeadError, healthy_share, hold_traffic, take_back
+
+log = logging.getLogger(__name__)
+_PAUSE_S = 0.5
+_SETTLE_S = 10.0
+
+
+class Rollback:
+    """One attempt to take a deployment back. The caller holds the step lock and the target's lock."""
+
+    def __init__(
+        self,
+        journal: JournalFile,
+        *,
+        settings: Settings,
+        by: str,
+        mirror: Mirror | None = None,
+        lease: Lease | None = None,
+        api: PrefectApi | None = None,
+    ) -> None:
+        self._journal, self._settings, self._by = journal, settings, by
+        self._mirror, self._lease, self._api = mirror, lease, api
+        self._deadline = time.monotonic() + settings.rollback_deadline_s
+
+    def run(self, cause: str) -> JournalView:
+        """Take back what was done, and return the journal as it then is.
+
+        Args:
+            cause: why: metric, value, threshold, or what happened.
+
+        Raises:
+            FencedError, CutOffError: another process has to go on; the journal stays open for it.
+        """
+        view = self._journal.read()
+        if view.is_terminal:
+            return view
+        with self._api.impatient() if self._api else nullcontext():
+            if not view.to_undo and view.state == "running":
+                return self._move("aborted", f"{cause} Nothing had been changed.")
+            if view.state != "rolling_back":
+                self._move("rolling_back", cause)
+            try:
+                self._undo_all(view)
+                left = self._differences(view)
+            except (FencedError, CutOffError):
+                raise
+            except DeployError as error:
+                return self._move("rollback_failed", f"{cause} The way back failed: {error}")
+            if left:
+                return self._move("rollback_failed", f"{cause} After the way back: {'; '.join(left)}")
+            return self._move("rolled_back", cause)
+
+    def _undo_all(self, view: JournalView) -> None:
+        for intent in view.to_undo:
+            self._prove_ours()
+            self._undo_with_tries(view, intent)
+            log.info("taken back: %s", intent.undo.describe())
+            self._record(Undone(number=intent.number))
+
+    def _undo_with_tries(self, view: JournalView, intent: Intent) -> None:
+        for attempt in range(1, self._settings.undo_attempts + 1):
+            try:
+                return take_back(
+                    intent.undo,
+                    view.opened.fleet,
+                    deployment=view.opened.deployment,
+                    settings=self._settings,
+                )
+            except TargetDeadError as error:
+                self._hold(view, intent, error)
+            except DeployError as error:
+                last_try = attempt == self._settings.undo_attempts or time.monotonic() > self._deadline
+                log.warning("try %d to take back %s failed: %s", attempt, intent.title, error)
+                if last_try:
+                    raise UndoFailedError(f"{intent.undo.describe()}: {error}") from error
+                time.sleep(_PAUSE_S * attempt)
+        return None
+
+    def _hold(self, view: JournalView, intent: Intent, error: TargetDeadError) -> None:
+        """Keep the users on the side that answers; nothing of it is taken back under them."""
+        hold_traffic(view.opened.fleet, error.healthiest)
+        reason = f"{error}: all traffic is held on {error.healthiest}"
+        self._record(Held(number=intent.number, reason=reason))
+        raise UndoFailedError(reason) from error
+
+    def _differences(self, view: JournalView) -> tuple[str, ...]:
+        """Say where the system is not as before, once it had time to settle; empty when all is as before."""
+        plan = view.plan
+        if plan is None:
+            return ()
+        deadline = time.monotonic() + _SETTLE_S
+        while True:
+            now = observe_fleet(view.opened.fleet)
+            left = now.differences(plan.before.with_health_of(now, except_for=view.touched))
+            left += self._dead_home(view, plan.before)
+            if not left or time.monotonic() > deadline:
+                return left
+            time.sleep(_PAUSE_S)
+
+    def _dead_home(self, view: JournalView, before: FleetState) -> tuple[str, ...]:
+        if before.traffic is None or not any(isinstance(i.undo, RestoreTraffic) for i in view.intents):
+            return ()
+        home = before.traffic.live
+        if healthy_share(view.opened.fleet, home) > 0:
+            return ()
+        return (f"no instance of {home}, which has all the traffic, answers its probe",)
+
+    def _move(self, state: DeploymentState, reason: str) -> JournalView:
+        check_transition(self._journal.read().state, state)
+        self._record(Moved(state=state, reason=reason, by=self._by))
+        log.warning("%s is %s: %s", self._journal.deployment, state, reason)
+        return self._journal.read()
+
+    def _record(self, entry: Entry) -> None:
+        now = stamped(entry, datetime.now(UTC))
+        self._journal.append(now)
+        if self._mirror is None:
+            return
+        self._mirror.add(now)
+        try:
+            self._mirror.flush()
+        except ApiUnavailableError as error:
+            # once things go wrong, the way back matters more than its copy
+            log.warning("the journal is not mirrored: %s", error)
+
+    def _prove_ours(self) -> None:
+        """Prove that no other host can be at work on this target.
+
+        Raises:
+            FencedError: another process took over.
+            CutOffError: the lease is over and the API cannot tell who has it now.
+        """
+        lease = self._lease
+        if lease is None or self._settings.only_host:
+            return
+        if lease.is_fenced:
+            raise FencedError(f"{self._journal.deployment} was taken over by another process")
+        if lease.left_s > 0 or self._api is None:
+            return
+        try:
+            lease.renew(self._api)
+        except ApiUnavailableError as error:
+            raise CutOffError(
+                f"the lease of {self._journal.deployment} is over and Prefect's API is away: another host may "
+                "have taken over, so this one stops here. Once the API answers, recover goes on by itself; "
+                "if no other host exists, set SOVEREIGN_ONLY_HOST=true and run recover."
+            ) from error

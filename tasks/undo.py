@@ -1,0 +1,81 @@
+"""Take one step back: from the journal's data alone, with no Prefect run and no API."""
+
+from __future__ import annotations
+
+from rules.errors import DeployError
+from rules.fleet import Fleet
+from rules.traffic import Traffic
+from rules.undo import RemoveRelease, RestoreRelease, RestoreServer, RestoreTraffic, UndoStep
+from tasks import haproxy
+from tasks.application import remove_release, restore_release, running_release
+from tasks.fleet import place
+from tasks.settings import Settings
+
+
+class TargetDeadError(DeployError):
+    """The side that traffic would return to is dead, while another one answers."""
+
+    def __init__(self, message: str, *, healthiest: str) -> None:
+        self.healthiest = healthiest
+        super().__init__(message)
+
+
+def take_back(step: UndoStep, fleet: Fleet, *, deployment: str, settings: Settings) -> None:
+    """Bring about the state that `step` names. Repeating it changes nothing.
+
+    Raises:
+        TargetDeadError: traffic would go to a dead side while another one is alive.
+        DeployError: it did not work; the message says how far it came.
+    """
+    match step:
+        case RestoreTraffic():
+            _restore_traffic(step, fleet)
+        case RestoreServer():
+            _restore_server(step, fleet, settings=settings)
+        case RestoreRelease():
+            restore_release(fleet.instance(step.instance), step, settings=settings)
+        case RemoveRelease():
+            remove_release(fleet.instance(step.instance), step, deployment=deployment)
+
+
+def hold_traffic(fleet: Fleet, healthiest: str) -> None:
+    """Give all traffic to the side that answers: a canary may be the only healthy copy left."""
+    if fleet.route is None:
+        return
+    now = haproxy.read_traffic(fleet.route)
+    other = next(side for side in (now.live, now.candidate) if side != healthiest)
+    haproxy.set_traffic(fleet.route, Traffic(live=healthiest, candidate=other))
+
+
+def healthy_share(fleet: Fleet, side: str) -> float:
+    """Return which share of a side's instances answers its probe, 0 to 1."""
+    members = fleet.side(side)
+    answering = [instance for instance in members if running_release(instance) is not None]
+    return len(answering) / len(members) if members else 0.0
+
+
+def _restore_traffic(step: RestoreTraffic, fleet: Fleet) -> None:
+    if fleet.route is None:
+        return
+    now = haproxy.read_traffic(fleet.route)
+    if now == step.traffic:
+        return
+    home = step.traffic.live
+    shares = {side: healthy_share(fleet, side) for side in dict.fromkeys((home, *now.carrying))}
+    healthiest = max(shares, key=lambda side: shares[side])
+    if shares[home] == 0 and shares[healthiest] > 0:
+        raise TargetDeadError(
+            f"no instance of {home} answers, while {shares[healthiest]:.0%} of {healthiest} do",
+            healthiest=healthiest,
+        )
+    haproxy.set_traffic(fleet.route, step.traffic)
+
+
+def _restore_server(step: RestoreServer, fleet: Fleet, *, settings: Settings) -> None:
+    address, backend, server = place(fleet, fleet.instance(step.instance))
+    if haproxy.server_admin(address, backend, server) == step.admin:
+        return
+    if step.admin == "ready":
+        haproxy.rejoin(address, backend, server, deadline_s=settings.command_timeout_s)
+    else:
+        haproxy.drain(address, backend, server, deadline_s=step.drain_s)

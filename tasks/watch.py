@@ -1,0 +1,174 @@
+"""Watch a side's answers, tick by tick, until a verdict is reached."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rules.errors import BalancerError, StepFailedError, VerdictFailedError
+from rules.fleet import Fleet, Instance
+from rules.plan import ObserveBatch, WatchSide
+from rules.traffic import Counts, HaproxyAddress
+from rules.verdict import CanaryEvidence, Outcome, Verdict
+from tasks import haproxy
+from tasks.application import running_release
+from tasks.deployment import OpenDeployment
+
+log = logging.getLogger(__name__)
+#: New answers of the watched and of the stable side, as counters since they began.
+Reading = Callable[[], tuple[Counts, Counts]]
+
+
+def watch_side(deployment: OpenDeployment, action: WatchSide, *, title: str) -> Verdict:
+    """Return the verdict that lets the deployment go on.
+
+    Raises:
+        VerdictFailedError: the side failed, had no traffic, or was not shown to be good in time.
+        FencedError, CutOffError, RevokedError: the deployment must not go on.
+    """
+    limits, deadline_s = action.watch.limits, action.watch.deadline_s
+    evidence = CanaryEvidence()
+    passed_at: float | None = None
+    for elapsed_s, canary, stable in _ticks(
+        deployment, _sides(deployment.fleet, action), action.watch.tick_s
+    ):
+        if canary is None or stable is None:
+            evidence = evidence.unobserved("the balancer does not answer")
+        else:
+            evidence = evidence.observe(canary, stable)
+        verdict = evidence.verdict(limits, elapsed_s=elapsed_s)
+        _keep_sample(deployment, action, verdict, canary=canary, stable=stable)
+        if verdict.outcome in (Outcome.FAIL, Outcome.NO_DATA):
+            _fail(deployment, title, verdict)
+        if verdict.outcome is Outcome.PASS and passed_at is None:
+            passed_at = elapsed_s
+        if passed_at is not None and elapsed_s - passed_at >= action.bake_s:
+            deployment.decide(title, verdict)
+            return verdict
+        if passed_at is None and elapsed_s > deadline_s:
+            late = f"not shown to be good within {deadline_s:g} s"
+            _fail(deployment, title, verdict.model_copy(update={"reasons": (late, *verdict.reasons)}))
+    raise AssertionError("a watch only ends with a verdict")
+
+
+def observe_batch(deployment: OpenDeployment, action: ObserveBatch, *, title: str) -> None:
+    """Watch a batch that has just rejoined, beside those that are not updated yet, for a fixed time.
+
+    Raises:
+        VerdictFailedError: the batch is worse than the others.
+        StepFailedError: an instance of the batch stopped answering its probe.
+    """
+    fleet = deployment.fleet
+    evidence, verdict = CanaryEvidence(), None
+    reading = _batch(fleet, action) if fleet.route else _nothing
+    for elapsed_s, canary, stable in _ticks(deployment, reading, min(1.0, max(action.observe_s / 2, 0.1))):
+        if canary is not None and stable is not None:
+            evidence = evidence.observe(canary, stable)
+        verdict = evidence.verdict(action.limits, elapsed_s=elapsed_s)
+        if verdict.outcome is Outcome.FAIL:
+            _fail(deployment, title, verdict)
+        if elapsed_s >= action.observe_s:
+            break
+    for name in action.instances:
+        if running_release(fleet.instance(name)) is None:
+            raise StepFailedError(
+                f"{name} stopped answering its probe within {action.observe_s:g} s of its update."
+            )
+    if verdict is not None and fleet.route:
+        deployment.decide(title, verdict)
+
+
+def _ticks(
+    deployment: OpenDeployment, reading: Reading, tick_s: float
+) -> Iterator[tuple[float, Counts | None, Counts | None]]:
+    """Yield, each tick, the seconds since the start and the new counts of both sides; None: unreadable."""
+    began = time.monotonic()
+    earlier = _read_patiently(deployment, reading, tick_s)
+    tick = 0
+    while True:
+        tick += 1
+        time.sleep(max(0.0, began + tick * tick_s - time.monotonic()))
+        deployment.prove_ours()
+        try:
+            now = reading()
+        except BalancerError as error:
+            log.warning("no reading: %s", error)
+            yield time.monotonic() - began, None, None
+            continue
+        yield time.monotonic() - began, now[0].since(earlier[0]), now[1].since(earlier[1])
+        earlier = now
+
+
+def _read_patiently(deployment: OpenDeployment, reading: Reading, pause_s: float) -> tuple[Counts, Counts]:
+    """Return the first reading: without one there is nothing to count from."""
+    for _ in range(10):
+        deployment.prove_ours()
+        try:
+            return reading()
+        except BalancerError as error:
+            log.warning("no first reading: %s", error)
+            time.sleep(pause_s)
+    return reading()
+
+
+def _sides(fleet: Fleet, action: WatchSide) -> Reading:
+    address = _balancer(fleet)
+
+    def read() -> tuple[Counts, Counts]:
+        stable = haproxy.counts(address, action.stable) if action.stable else Counts()
+        return haproxy.counts(address, action.side), stable
+
+    return read
+
+
+def _batch(fleet: Fleet, action: ObserveBatch) -> Reading:
+    address = _balancer(fleet)
+
+    def total(names: tuple[str, ...]) -> Counts:
+        members = [fleet.instance(name) for name in names]
+        return sum((_server_counts(address, member) for member in members), Counts())
+
+    return lambda: (total(action.instances), total(action.others))
+
+
+def _nothing() -> tuple[Counts, Counts]:
+    return Counts(), Counts()
+
+
+def _server_counts(address: HaproxyAddress, member: Instance) -> Counts:
+    return haproxy.server_counts(address, member.backend or "")[member.server or ""]
+
+
+def _balancer(fleet: Fleet) -> HaproxyAddress:
+    if fleet.route is None:
+        raise StepFailedError(f"{fleet.application} has no balancer to count its answers.")
+    return fleet.route.balancer
+
+
+def _fail(deployment: OpenDeployment, title: str, verdict: Verdict) -> None:
+    deployment.decide(title, verdict)
+    raise VerdictFailedError(f"{title}: {verdict.outcome}: {'; '.join(verdict.reasons)}.")
+
+
+def _keep_sample(
+    deployment: OpenDeployment,
+    action: WatchSide,
+    verdict: Verdict,
+    *,
+    canary: Counts | None,
+    stable: Counts | None,
+) -> None:
+    """Append one tick to the deployment's samples, for plots and for later questions."""
+    sample = {
+        "t": time.time(),
+        "side": action.side,
+        "share": action.share,
+        "canary": canary.model_dump() if canary else None,
+        "stable": stable.model_dump() if stable else None,
+        "outcome": verdict.outcome,
+    }
+    with (Path(deployment.journal.directory) / "samples.jsonl").open("a") as file:
+        file.write(json.dumps(sample) + "\n")
