@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
@@ -55,7 +56,7 @@ class Application:
         # two instances never fail in step, and one that is started again fails as it did before
         self.chance = random.Random(f"{self.release} {port}")
         self.idle: set[asyncio.StreamWriter] = set()
-        self.busy: set[asyncio.Task[None]] = set()
+        self.connections: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Serve until SIGTERM, then finish the requests that are open."""
@@ -68,8 +69,8 @@ class Application:
         server.close()
         for writer in self.idle:
             writer.close()
-        if self.busy:
-            await asyncio.wait(self.busy)
+        if self.connections:
+            await asyncio.wait(self.connections)
 
     def _asked_to_stop(self) -> None:
         if self.behaviour["abrupt_stop"]:
@@ -77,22 +78,18 @@ class Application:
         self.stopping.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task, keep_open = cast("asyncio.Task[None]", asyncio.current_task()), True
-        while keep_open and not self.stopping.is_set():
-            self.idle.add(writer)
-            try:
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self.connections.add(task)
+        # a client that leaves, or sends no HTTP, is no trouble of ours
+        with contextlib.suppress(asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError, ValueError):
+            keep_open = True
+            while keep_open and not self.stopping.is_set():
+                self.idle.add(writer)
                 head = await reader.readuntil(b"\r\n\r\n")
-            except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
-                break
-            self.idle.discard(writer)
-            self.busy.add(task)
-            try:
+                self.idle.discard(writer)
                 keep_open = await self._respond(head.decode("latin-1"), reader, writer)
-            except (asyncio.IncompleteReadError, ConnectionError):
-                break
-            finally:
-                self.busy.discard(task)
         self.idle.discard(writer)
+        self.connections.discard(task)
         writer.close()
 
     async def _respond(self, head: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
@@ -104,14 +101,12 @@ class Application:
         else:
             await reader.readexactly(int(headers.get("content-length", "0")))
             answer = await self._answer(path.partition("?")[0])
-        wanted = headers.get("connection", "").lower()
-        open_ = (
-            version == "HTTP/1.1" and wanted != "close" and answer.keep_open and not self.stopping.is_set()
-        )
-        whole = dataclasses.replace(answer, keep_open=open_).encode(self.release)
-        writer.write(whole if method != "HEAD" else whole[: whole.index(b"\r\n\r\n") + 4])
+        wanted = version == "HTTP/1.1" and headers.get("connection", "").lower() != "close"
+        keep_open = wanted and answer.keep_open and not self.stopping.is_set()
+        answered, body = dataclasses.replace(answer, keep_open=keep_open).encode(self.release)
+        writer.write(answered if method == "HEAD" else answered + body)
         await writer.drain()
-        return open_
+        return keep_open
 
     async def _answer(self, path: str) -> Answer:
         age_s = time.monotonic() - self.began

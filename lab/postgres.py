@@ -17,6 +17,7 @@ import psycopg
 from psycopg import sql
 
 from lab import processes
+from lab.identity import MARK
 from lab.ports import LOCALHOST, free_port, give_back
 
 _LOWEST_VERSION = 16
@@ -113,7 +114,7 @@ class Postgres:
         new.rename(self.cluster)
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, "LC_ALL": "C.UTF-8", processes.MARK: str(self.directory)}
+        return {**os.environ, "LC_ALL": "C.UTF-8", MARK: str(self.directory)}
 
     def _answers(self) -> bool:
         try:

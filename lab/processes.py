@@ -1,7 +1,4 @@
-"""Programs that outlive who started them, and are never mistaken for another.
-
-Only the standard library is imported: `lab.service` starts hundreds of times in the crash tests.
-"""
+"""Programs that outlive who started them, and are never mistaken for another."""
 
 from __future__ import annotations
 
@@ -16,8 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-#: Environment variable that all the lab's processes inherit: the directory they belong to.
-MARK = "SOVEREIGN_LAB"
+from lab.identity import MARK, started_ticks
 
 _POLL_S = 0.02
 _TAIL_BYTES = 3000
@@ -114,26 +110,10 @@ def start(
             cwd=cwd,
         )
     _children[child.pid] = child
-    # not waited for yet, so the entry in /proc is there even when the program has ended already
-    return Process(name, child.pid, _ticks(child.pid), str(log), stop_signal)
-
-
-def started_ticks(pid: int) -> int | None:
-    """Return when a running process started, in clock ticks since boot; None when there is none."""
-    try:
-        fields = _stat(pid)
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
-def _ticks(pid: int) -> int:
-    return int(_stat(pid)[19])
-
-
-def _stat(pid: int) -> list[str]:
-    # the second field, the program's name, is in parentheses and may hold anything
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    # not waited for yet, so its number is there even when the program has ended already
+    ticks = started_ticks(child.pid, even_zombie=True)
+    assert ticks is not None  # noqa: S101 - see above
+    return Process(name, child.pid, ticks, str(log), stop_signal)
 
 
 def wait_until(

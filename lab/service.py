@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from lab.processes import MARK, started_ticks
+from lab.identity import MARK, started_ticks
 
 STOPPED = 3
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from rules.frozen import Frozen
-from rules.journal import DeploymentState
+from rules.journal import DeploymentState, JournalView
 
 
 class Severity(StrEnum):
@@ -27,19 +27,39 @@ class Incident(Frozen):
     next_step: str
 
 
-def severity(state: DeploymentState, *, users_served: bool) -> Severity | None:
-    """Return how bad an end in `state` is; None when there is nothing to tell.
-
-    Args:
-        state: what the deployment ended in.
-        users_served: whether at least one healthy instance gets the traffic now.
-    """
+def severity(state: DeploymentState) -> Severity | None:
+    """Return how bad it is that a deployment is in `state`; None when there is nothing to tell."""
     match state:
         case "rollback_failed":
             return Severity.P0
         case "rolled_back":
-            return Severity.P2 if users_served else Severity.P0
+            return Severity.P2
         case "blocked" | "aborted":
             return Severity.P3
         case "running" | "promoted" | "rolling_back" | "completed" | "superseded":
             return None
+
+
+def incident_of(journal: JournalView) -> Incident | None:
+    """Return what a person should know about a deployment; None when there is nothing to tell."""
+    how_bad = severity(journal.state)
+    if how_bad is None:
+        return None
+    deployment, target = journal.opened.deployment, journal.opened.target
+    left_in, next_step = {
+        Severity.P0: (
+            f"{target} is between two states and stays locked. {journal.reason}",
+            f"Mend the cause, then run roll-back for {deployment}.",
+        ),
+        Severity.P2: (
+            f"{target} is verified to be as before.",
+            "See the decisions and the journal, mend the release, deploy it again.",
+        ),
+    }.get(how_bad, (f"{target} was not changed.", "Supply what is missing and deploy again."))
+    return Incident(
+        severity=how_bad,
+        title=f"{deployment} is {journal.state}",
+        what_happened=journal.cause or journal.reason,
+        left_in=left_in,
+        next_step=next_step,
+    )

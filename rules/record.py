@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from rules.frozen import Frozen
+from rules.incident import Incident
 from rules.journal import (
     Decided,
     DeploymentState,
@@ -149,3 +150,15 @@ def record_page(journal: JournalView) -> str:
         rows["next"] = f"mend the cause, then run roll-back for {record.deployment}; the target stays locked"
     body = [f"| {key} | {_cell(value)} |" for key, value in rows.items()]
     return "\n".join([f"# {record.deployment}", "", "| | |", "|---|---|", *body])
+
+
+def incident_page(incident: Incident) -> str:
+    """Return an incident as a Markdown page."""
+    return "\n\n".join(
+        [
+            f"# {incident.severity}: {incident.title}",
+            f"**What happened.** {incident.what_happened}",
+            f"**Left in.** {incident.left_in}",
+            f"**Next.** {incident.next_step}",
+        ]
+    )

@@ -73,7 +73,7 @@ class Canary(Frozen):
     @model_validator(mode="after")
     def _steps_rise_to_all(self) -> Self:
         steps = self.steps_percent
-        if list(steps) != sorted(set(steps)) or steps[-1] != 100:
+        if list(steps) != sorted(set(steps)) or steps[-1] != 100:  # noqa: PLR2004 - percent
             raise ValueError(f"canary steps must rise and end at 100, not {list(steps)}")
         return self
 

@@ -69,7 +69,9 @@ def run(
 ) -> Finished:
     """Run `argv` on `host` and return how it ended; see `tasks.process.finish` for what is promised.
 
-    On a remote host the command gets KILL when its connection ends, so it does not go on there either.
+    On a remote host the command gets KILL when its connection ends, so it does not go on there either. A
+    daemon that keeps its output open there holds the connection, and with it this call, until the timeout:
+    give daemons an output of their own.
 
     Args:
         host: where.

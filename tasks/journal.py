@@ -52,7 +52,7 @@ class JournalFile:
             _lock(alive.fileno(), 0)
             alive.write(json.dumps({"pid": os.getpid(), "started": _started(os.getpid())}))
             alive.flush()
-            _write_durably(hidden / self.path.name, line(opened))
+            JournalFile(hidden.parent, hidden.name).append(opened)
             self._publish(hidden)
             yield
 

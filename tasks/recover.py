@@ -6,29 +6,18 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Literal
 
 from rules.errors import ApiUnavailableError, CutOffError, FencedError, WorldMovedError
 from rules.frozen import Frozen
 from rules.journal import Entry, JournalView, Locked, Moved, Planned, line, stamped
-from tasks.deployment import owner_of
+from tasks.claim import claim, refuse_living, step_lock
 from tasks.fleet import observe_fleet
 from tasks.journal import JournalFile, Mirror, NoJournalError, journals, mirrored_lines
-from tasks.lease import (
-    Holding,
-    Lease,
-    LeaseKeeper,
-    acquire,
-    all_holdings,
-    current_holding,
-    take_over,
-)
+from tasks.lease import Holding, Lease, LeaseKeeper, all_holdings, current_holding
 from tasks.prefect_api import PrefectApi
 from tasks.rollback import Rollback
 from tasks.settings import Settings
@@ -47,10 +36,6 @@ class Recovered(Frozen):
     reason: str = ""
     flow_run_id: str = ""
     acted: bool = False
-
-
-class StillRunningError(FencedError):
-    """The deployment's own process is alive and well; it is left alone."""
 
 
 def recover(
@@ -81,7 +66,8 @@ def recover(
         if view.is_terminal or (view.state == "promoted" and asker != "person"):
             _free_leftover_lock(journal, view, api)
             return view
-        with _step_lock(journal, api, settings):
+        refuse_living(journal, api, settings)
+        with step_lock(journal, api, settings):
             view = journal.read()
             if view.is_terminal:
                 return view
@@ -102,7 +88,7 @@ def _recover_locked(
     by: str,
     settings: Settings,
 ) -> JournalView:
-    lease = _claim(journal, view, api=api, settings=settings)
+    lease = claim(journal, view, api=api, settings=settings)
     entries = list(view.entries)
     if lease:
         journal.append(stamped(Locked(token=lease.token), datetime.now(UTC)))
@@ -216,101 +202,12 @@ def _journal_here(deployment: str, api: PrefectApi | None, settings: Settings) -
         lines = b""
     if not here and not lines:
         raise NoJournalError(
-            f"neither {settings.journal_dir} nor Prefect's API has a journal of {deployment}: it never got as "
-            "far as changing anything"
+            f"neither {settings.journal_dir} nor Prefect's API has a journal of {deployment}: it never got "
+            "as far as changing anything"
         )
     if len(lines) > len(here) and lines.startswith(here):
         journal.adopt(lines)
     return journal
-
-
-def _claim(
-    journal: JournalFile, view: JournalView, *, api: PrefectApi | None, settings: Settings
-) -> Lease | None:
-    """Take the target's lock for the recovery; None where there is nothing to guard or no API to ask."""
-    target, owner = view.opened.target, owner_of(view.opened, settings)
-    changed_nothing = view.token is None and not view.intents
-    try:
-        if api is None:
-            raise ApiUnavailableError("PREFECT_API_URL is not set")
-        held = current_holding(api, target)
-        if changed_nothing and (held is None or held.owner.deployment != journal.deployment):
-            _refuse_living_here(journal)
-            return None
-        if held is None:
-            return acquire(api, target, owner)
-        _refuse_living(journal, view, held, settings=settings)
-        return take_over(api, target, held, owner)
-    except ApiUnavailableError as error:
-        _refuse_cut_off(journal, view, settings=settings, error=error)
-        return None
-
-
-def _refuse_living_here(journal: JournalFile) -> None:
-    if journal.owner_lives():
-        raise StillRunningError(f"the process of {journal.deployment} lives: left alone")
-
-
-def _refuse_living(journal: JournalFile, view: JournalView, held: Holding, *, settings: Settings) -> None:
-    mine = {view.opened.deployment, view.opened.continues}
-    if held.owner.deployment not in mine:
-        raise FencedError(
-            f"{view.opened.target} belongs to {held.owner.deployment} now, not to {view.opened.deployment}"
-        )
-    here = held.owner.host == settings.host
-    if here and not _process_lives(journal, held):
-        return
-    if not held.has_ended:
-        raise StillRunningError(
-            f"{held.owner.deployment} is held by process {held.owner.pid} on {held.owner.host}, which renewed "
-            f"its lease {held.age_s:.0f} s ago (lease {held.owner.lease_s:g} s): left alone"
-        )
-
-
-def _process_lives(journal: JournalFile, held: Holding) -> bool:
-    """Whether the holder on this host lives: the flow by its file lock, a recovery by holding the step lock.
-
-    The caller has the step lock, so a recovery that held it is over or dead.
-    """
-    return journal.owner_lives() and journal.owner_pid() == held.owner.pid
-
-
-def _refuse_cut_off(
-    journal: JournalFile, view: JournalView, *, settings: Settings, error: ApiUnavailableError
-) -> None:
-    if view.opened.host != settings.host and not settings.only_host:
-        raise CutOffError(f"{journal.deployment} ran on {view.opened.host} and the API is away: {error}")
-    _refuse_living_here(journal)
-    if settings.only_host or time.time() < journal.lease_until():
-        return
-    raise CutOffError(
-        f"the lease of {journal.deployment} is over and Prefect's API is away, so another host may have taken "
-        "over; nothing was changed. Once the API answers, recover goes on by itself. If no other host exists, "
-        f"set SOVEREIGN_ONLY_HOST=true and run recover. ({error})"
-    )
-
-
-@contextmanager
-def _step_lock(journal: JournalFile, api: PrefectApi | None, settings: Settings) -> Iterator[None]:
-    """Hold the step lock, if need be by ending a process that was given up for dead in mid-effect."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(journal.exclusive(patience_s=settings.takeover_patience_s))
-        except TimeoutError:
-            _end_given_up(journal, api, settings)
-            stack.enter_context(journal.exclusive(patience_s=settings.takeover_patience_s))
-        yield
-
-
-def _end_given_up(journal: JournalFile, api: PrefectApi | None, settings: Settings) -> None:
-    """Kill the deployment's own process when its lease is over: stopped in mid-effect, it would wake later."""
-    held = current_holding(api, journal.read().opened.target) if api else None
-    pid = journal.owner_pid()
-    is_given_up = held is not None and held.has_ended and held.owner.deployment == journal.deployment
-    if not is_given_up or pid is None or held is None or held.owner.host != settings.host:
-        raise StillRunningError(f"another process is at work on {journal.deployment}: left alone")
-    log.warning("ending process %d, which stopped in the middle of a step of %s", pid, journal.deployment)
-    os.kill(pid, signal.SIGKILL)
 
 
 def _refuse_moved_world(view: JournalView) -> None:

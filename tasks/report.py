@@ -1,4 +1,4 @@
-"""What a person sees in Prefect: plan, progress, decisions, comparison, record. Best effort, never in the way."""
+"""What a person sees in Prefect: plan, progress, decisions, comparison, record. Never in the way."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 from rules.baseline import Comparison
 from rules.checklist import ChecklistReport
 from rules.errors import ApiUnavailableError
+from rules.incident import Severity, incident_of
 from rules.journal import Decided, JournalView
 from rules.plan import Plan, Step
-from rules.record import decision_page, plan_page, record_of, record_page
+from rules.record import decision_page, incident_page, plan_page, record_of, record_page
 from tasks.deployment import OpenDeployment
 from tasks.prefect_api import PrefectApi
 
@@ -56,6 +57,20 @@ def publish_record(api: PrefectApi, view: JournalView) -> None:
     """Show the record of a deployment, also one that another process ended."""
     record = record_of(view)
     artifact = _artifact(f"record-{record.deployment}", "markdown", record_page(view), "How it ended")
+    _send(api, {**artifact, "flow_run_id": view.opened.flow_run_id})
+    incident = incident_of(view)
+    if incident is None:
+        return
+    log.log(
+        logging.CRITICAL if incident.severity is Severity.P0 else logging.WARNING,
+        "%s %s. %s %s Next: %s",
+        incident.severity,
+        incident.title,
+        incident.what_happened,
+        incident.left_in,
+        incident.next_step,
+    )
+    artifact = _artifact(f"incident-{record.deployment}", "markdown", incident_page(incident), incident.title)
     _send(api, {**artifact, "flow_run_id": view.opened.flow_run_id})
 
 

@@ -52,6 +52,7 @@ class Rollback:
     ) -> None:
         self._journal, self._settings, self._by = journal, settings, by
         self._mirror, self._lease, self._api = mirror, lease, api
+        self._mirror_is_away = False
         self._deadline = time.monotonic() + settings.rollback_deadline_s
 
     def run(self, cause: str) -> JournalView:
@@ -88,6 +89,7 @@ class Rollback:
             self._undo_with_tries(view, intent)
             log.info("taken back: %s", intent.undo.describe())
             self._record(Undone(number=intent.number))
+            self._copy_to_mirror()
 
     def _undo_with_tries(self, view: JournalView, intent: Intent) -> None:
         for attempt in range(1, self._settings.undo_attempts + 1):
@@ -140,19 +142,25 @@ class Rollback:
     def _move(self, state: DeploymentState, reason: str) -> JournalView:
         check_transition(self._journal.read().state, state)
         self._record(Moved(state=state, reason=reason, by=self._by))
+        if state != "rolling_back":  # that one is copied with the first step back, which must not wait
+            self._copy_to_mirror(is_last=True)
         log.warning("%s is %s: %s", self._journal.deployment, state, reason)
         return self._journal.read()
 
     def _record(self, entry: Entry) -> None:
         now = stamped(entry, datetime.now(UTC))
         self._journal.append(now)
-        if self._mirror is None:
+        if self._mirror:
+            self._mirror.add(now)
+
+    def _copy_to_mirror(self, *, is_last: bool = False) -> None:
+        """Mirror what is new. After a failure only the end is tried again: the way back does not wait."""
+        if self._mirror is None or (self._mirror_is_away and not is_last):
             return
-        self._mirror.add(now)
         try:
             self._mirror.flush()
         except ApiUnavailableError as error:
-            # once things go wrong, the way back matters more than its copy
+            self._mirror_is_away = True
             log.warning("the journal is not mirrored: %s", error)
 
     def _prove_ours(self) -> None:
@@ -173,7 +181,7 @@ class Rollback:
             lease.renew(self._api)
         except ApiUnavailableError as error:
             raise CutOffError(
-                f"the lease of {self._journal.deployment} is over and Prefect's API is away: another host may "
-                "have taken over, so this one stops here. Once the API answers, recover goes on by itself; "
+                f"the lease of {self._journal.deployment} is over and Prefect's API is away: another host "
+                "may have taken over, so this one stops here. Once the API answers, recover goes on by itself; "
                 "if no other host exists, set SOVEREIGN_ONLY_HOST=true and run recover."
             ) from error

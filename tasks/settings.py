@@ -1,4 +1,4 @@
-"""Settings of the worker's host, from the environment: SOVEREIGN_…"""
+"""Settings of the worker's host, from the environment, each as SOVEREIGN_ and its name."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 
-from rules.errors import StepFailedError, WorldMovedError
+from rules.errors import StepFailedError, VerdictFailedError, WorldMovedError
 from rules.fleet import Fleet, FleetState, Instance
 from rules.plan import (
     DrainServer,
@@ -25,18 +25,20 @@ from rules.plan import (
     WatchSide,
 )
 from rules.traffic import Route, Traffic
+from rules.verdict import Outcome, Verdict
 from tasks import application, haproxy, watch
 from tasks.deployment import OpenDeployment
 from tasks.fleet import admin_state, place
 from tasks.settings import Settings
 
-
+#: A batch of a rolling update goes on unless it is shown to be bad: its probes passed, traffic may be low.
+_ALL_BUT_FAIL = frozenset(Outcome) - {Outcome.FAIL}
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def _as_task(function: Callable[P, R], name: str, run_name: str, *, retries: int = 0) -> Task[P, R]:
-    """Every effect is idempotent, so a retry is safe; nothing is cached, because the world may have moved."""
+    """Every effect is idempotent, so a retry is safe; nothing is cached: the world may have moved."""
     decorate = task(
         name=name,
         task_run_name=run_name,
@@ -61,7 +63,7 @@ watch_side = _as_task(watch.watch_side, "watch", "{title}")
 observe_batch = _as_task(watch.observe_batch, "observe", "{title}")
 
 
-def _set_traffic(route: Route, traffic: Traffic, fleet: Fleet, *, timeout_s: float) -> None:
+def _set_traffic(route: Route, traffic: Traffic, *, timeout_s: float) -> None:
     """Change the split once every instance that gets traffic by it is up in the balancer."""
     for side in traffic.carrying:
         haproxy.wait_until_up(route.balancer, side, deadline_s=timeout_s)
@@ -120,9 +122,22 @@ def _effect(deployment: OpenDeployment, plan: Plan, step: Step) -> None:
         case RejoinServer(instance=name):
             rejoin_server(fleet, fleet.instance(name))
         case WatchSide():
-            watch_side(deployment, step.action, title=step.title)
+            verdict = watch_side(deployment, step.action, title=step.title)
+            _judge(deployment, step.title, verdict, goes_on=frozenset({Outcome.PASS}))
         case ObserveBatch():
-            observe_batch(deployment, step.action, title=step.title)
+            observed = observe_batch(deployment, step.action, title=step.title)
+            _judge(deployment, step.title, observed, goes_on=_ALL_BUT_FAIL)
+
+
+def _judge(
+    deployment: OpenDeployment, title: str, verdict: Verdict | None, *, goes_on: frozenset[Outcome]
+) -> None:
+    """Keep a verdict, and raise when the deployment does not go on with it."""
+    if verdict is None:
+        return
+    deployment.decide(title, verdict)
+    if verdict.outcome not in goes_on:
+        raise VerdictFailedError(f"{title}: {verdict.outcome}: {'; '.join(verdict.reasons)}.")
 
 
 def _wait_until_ready(deployment: OpenDeployment, instance: Instance, release: str) -> None:
@@ -134,7 +149,7 @@ def _wait_until_ready(deployment: OpenDeployment, instance: Instance, release: s
 def _set_route(fleet: Fleet, action: SetTraffic, settings: Settings) -> None:
     if fleet.route is None:
         raise StepFailedError(f"{fleet.application} has no balancer.")
-    set_traffic(fleet.route, action.traffic, fleet, timeout_s=settings.command_timeout_s)
+    set_traffic(fleet.route, action.traffic, timeout_s=settings.command_timeout_s)
 
 
 def _refuse_moved_world(fleet: Fleet, step: Step, expected: FleetState) -> None:

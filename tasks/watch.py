@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rules.errors import BalancerError, StepFailedError, VerdictFailedError
+from rules.errors import BalancerError, StepFailedError
 from rules.fleet import Fleet, Instance
 from rules.plan import ObserveBatch, WatchSide
 from rules.traffic import Counts, HaproxyAddress
@@ -22,11 +22,13 @@ log = logging.getLogger(__name__)
 Reading = Callable[[], tuple[Counts, Counts]]
 
 
-def watch_side(deployment: OpenDeployment, action: WatchSide, *, title: str) -> Verdict:
-    """Return the verdict that lets the deployment go on.
+def watch_side(deployment: OpenDeployment, action: WatchSide, *, title: str) -> Verdict:  # noqa: ARG001 - names the task run
+    """Watch until the side passes and its bake is over, or until it cannot pass any more.
+
+    Returns:
+        The verdict: PASS, or why the deployment must not go on. Not shown to be good in time is a HOLD.
 
     Raises:
-        VerdictFailedError: the side failed, had no traffic, or was not shown to be good in time.
         FencedError, CutOffError, RevokedError: the deployment must not go on.
     """
     limits, deadline_s = action.watch.limits, action.watch.deadline_s
@@ -41,44 +43,42 @@ def watch_side(deployment: OpenDeployment, action: WatchSide, *, title: str) -> 
             evidence = evidence.observe(canary, stable)
         verdict = evidence.verdict(limits, elapsed_s=elapsed_s)
         _keep_sample(deployment, action, verdict, canary=canary, stable=stable)
-        if verdict.outcome in (Outcome.FAIL, Outcome.NO_DATA):
-            _fail(deployment, title, verdict)
         if verdict.outcome is Outcome.PASS and passed_at is None:
             passed_at = elapsed_s
-        if passed_at is not None and elapsed_s - passed_at >= action.bake_s:
-            deployment.decide(title, verdict)
+        is_over = verdict.outcome in (Outcome.FAIL, Outcome.NO_DATA)
+        is_baked = passed_at is not None and elapsed_s - passed_at >= action.bake_s
+        if is_over or (is_baked and verdict.outcome is Outcome.PASS):
             return verdict
-        if passed_at is None and elapsed_s > deadline_s:
-            late = f"not shown to be good within {deadline_s:g} s"
-            _fail(deployment, title, verdict.model_copy(update={"reasons": (late, *verdict.reasons)}))
+        if elapsed_s > deadline_s + action.bake_s:
+            late = f"not shown to be good within {deadline_s + action.bake_s:g} s"
+            return verdict.model_copy(update={"outcome": Outcome.HOLD, "reasons": (late, *verdict.reasons)})
     raise AssertionError("a watch only ends with a verdict")
 
 
-def observe_batch(deployment: OpenDeployment, action: ObserveBatch, *, title: str) -> None:
+def observe_batch(deployment: OpenDeployment, action: ObserveBatch, *, title: str) -> Verdict | None:  # noqa: ARG001 - names the task run
     """Watch a batch that has just rejoined, beside those that are not updated yet, for a fixed time.
 
+    Returns:
+        The last verdict; None where there is no balancer to count by.
+
     Raises:
-        VerdictFailedError: the batch is worse than the others.
         StepFailedError: an instance of the batch stopped answering its probe.
+        FencedError, CutOffError, RevokedError: the deployment must not go on.
     """
-    fleet = deployment.fleet
-    evidence, verdict = CanaryEvidence(), None
+    fleet, evidence, verdict = deployment.fleet, CanaryEvidence(), None
     reading = _batch(fleet, action) if fleet.route else _nothing
     for elapsed_s, canary, stable in _ticks(deployment, reading, min(1.0, max(action.observe_s / 2, 0.1))):
-        if canary is not None and stable is not None:
+        if fleet.route and canary is not None and stable is not None:
             evidence = evidence.observe(canary, stable)
-        verdict = evidence.verdict(action.limits, elapsed_s=elapsed_s)
-        if verdict.outcome is Outcome.FAIL:
-            _fail(deployment, title, verdict)
-        if elapsed_s >= action.observe_s:
+            verdict = evidence.verdict(action.limits, elapsed_s=elapsed_s)
+        if elapsed_s >= action.observe_s or (verdict and verdict.outcome is Outcome.FAIL):
             break
     for name in action.instances:
         if running_release(fleet.instance(name)) is None:
             raise StepFailedError(
                 f"{name} stopped answering its probe within {action.observe_s:g} s of its update."
             )
-    if verdict is not None and fleet.route:
-        deployment.decide(title, verdict)
+    return verdict
 
 
 def _ticks(
@@ -146,11 +146,6 @@ def _balancer(fleet: Fleet) -> HaproxyAddress:
     if fleet.route is None:
         raise StepFailedError(f"{fleet.application} has no balancer to count its answers.")
     return fleet.route.balancer
-
-
-def _fail(deployment: OpenDeployment, title: str, verdict: Verdict) -> None:
-    deployment.decide(title, verdict)
-    raise VerdictFailedError(f"{title}: {verdict.outcome}: {'; '.join(verdict.reasons)}.")
 
 
 def _keep_sample(

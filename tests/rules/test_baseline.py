@@ -135,12 +135,12 @@ def test_nothing_changed_is_never_better_or_worse(same: Baseline) -> None:
 
 @given(BASELINES, BASELINES)
 def test_there_is_no_data_exactly_where_a_value_is_missing(before: Baseline, after: Baseline) -> None:
-    for found in compare(before: Baseline, after: Baseline) -> None:
+    for found in compare(before, after):
         assert (found.result == "no_data") == (found.before is None or found.after is None)
 
 
 @given(BASELINES, BASELINES)
 def test_a_comparison_survives_json(before: Baseline, after: Baseline) -> None:
-    for found in compare(before: Baseline, after: Baseline) -> None:
+    for found in compare(before, after):
         assert Comparison.model_validate_json(found.model_dump_json()) == found
     assert Baseline.model_validate_json(before.model_dump_json()) == before

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lab import sshd
-from lab.processes import started_ticks
+from lab.identity import started_ticks
 from rules.errors import CommandError
 from rules.hosts import HostAddress
 from tasks import host as hosts
@@ -151,8 +151,12 @@ def test_a_command_that_closes_its_output_is_still_waited_for():
     assert finished.returncode == 4
 
 
-def test_a_daemon_left_behind_delays_little_and_lives(host):
-    finished = run(host, ["sh", "-c", "setsid sleep 1000 & echo $!"], timeout_s=30)
+@pytest.mark.parametrize(
+    ("place", "outputs"), [("here", ""), ("here", ">/dev/null 2>&1"), ("by ssh", ">&- 2>&-")]
+)
+def test_a_daemon_left_behind_delays_little_and_lives(request, place, outputs):
+    host = HERE if place == "here" else request.getfixturevalue("remote")
+    finished = run(host, ["sh", "-c", f"setsid sleep 1000 {outputs} & echo $!"], timeout_s=30)
     daemon = int(finished.stdout)
     try:
         assert finished.duration_s < 5
@@ -283,7 +287,7 @@ def test_open_files_are_read_from_where_they_are(tmp_path):
     (tmp_path / "file").write_bytes(b"0123456789")
     with (tmp_path / "file").open("rb", buffering=0) as file:
         file.seek(4)
-        assert run(HERE, ["cat"], stdin=file).stdout == "456789"  # type: ignore[arg-type]
+        assert run(HERE, ["cat"], stdin=file).stdout == "456789"
     with pytest.raises(io.UnsupportedOperation):
         run(HERE, ["cat"], stdin=io.BytesIO(b"not a file"))
 
@@ -336,7 +340,8 @@ def test_a_script_dies_with_who_runs_it(tmp_path):
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tasks.host import run_script; "
         f"run_script('echo $$ >{note}.new; mv {note}.new {note}; exec sleep 1000', env={{}}, timeout_s=99)"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as running:
+    env = {**os.environ, "TMPDIR": str(tmp_path)}  # a killed process cannot tidy up
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, env=env) as running:
         while not note.exists():
             assert running.poll() is None
             time.sleep(0.05)
