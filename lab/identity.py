@@ -21,4 +21,6 @@ def started_ticks(pid: int, *, even_zombie: bool = False) -> int | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return int(fields[19]) if even_zombie or fields[0] not in "ZX" else None
+    # a first thread that has ended is a zombie while others still end, and hold the sockets open
+    has_ended = fields[0] in "ZX" and int(fields[17]) <= 1
+    return int(fields[19]) if even_zombie or not has_ended else None

@@ -24,7 +24,6 @@ from typing import Self, TextIO, TypedDict
 import aiohttp
 
 from lab import processes
-from lab.prefect_server import clean_environment
 
 _TIMEOUT_S = 10.0
 _MAX_OPEN = 200
@@ -112,7 +111,7 @@ class Load:
             "load",
             (sys.executable, "-m", "lab.load", *flat),
             log=self.directory / "load.log",
-            env=clean_environment(self.directory, {}),
+            env=processes.clean_environment(self.directory, {}),
         )
         processes.wait_until(
             lambda: bool(self.rows()), timeout_s=_TIMEOUT_S + 20, what="the first user", process=self.process
@@ -170,6 +169,9 @@ async def _send_all(plan: _Plan, output: TextIO) -> None:
         timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
         cookie_jar=aiohttp.DummyCookieJar(),
     )
+    # aiohttp has no public switch for it, and asks again in silence when the other side hangs up:
+    # users of other programs would have seen that, so it must be counted
+    session._retry_connection = False  # noqa: SLF001
     began = time.monotonic()
     async with session as http, asyncio.TaskGroup() as open_requests:
         for number in itertools.count():

@@ -17,7 +17,6 @@ import psycopg
 from psycopg import sql
 
 from lab import processes
-from lab.identity import MARK
 from lab.ports import LOCALHOST, free_port, give_back
 
 _LOWEST_VERSION = 16
@@ -49,6 +48,7 @@ class Postgres:
         self.cluster = directory / "cluster"
         self.log = directory / "postgres.log"
         self.port = free_port()
+        self.run_as = unprivileged()
         self.process: processes.Process | None = None
 
     def __enter__(self) -> Self:
@@ -74,7 +74,7 @@ class Postgres:
         self.directory.mkdir(parents=True, exist_ok=True)
         if not self.cluster.exists():
             self._create_cluster(template)
-        command = (*_unprivileged(), str(programs() / "postgres"))
+        command = (*self.run_as, str(programs() / "postgres"))
         settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]
         self.process = processes.start(
             "postgres",
@@ -108,13 +108,33 @@ class Postgres:
             shutil.copytree(template, new)
         else:
             new.mkdir(mode=0o700)
-        _give_to_server(new)
+        self._hand_over(new)
         if not template:
-            _initialise(new, self._environment())
+            self._initialise(new)
         new.rename(self.cluster)
 
+    def _hand_over(self, cluster: Path) -> None:
+        if self.run_as[:1] != as_nobody()[:1]:
+            return
+        for path in (cluster, *cluster.rglob("*")):
+            os.chown(path, _NOBODY, _NOBODY, follow_symlinks=False)
+
+    def _initialise(self, cluster: Path) -> None:
+        initdb = (str(programs() / "initdb"), "--pgdata", str(cluster), "--username=postgres", "--auth=trust")
+        made = subprocess.run(
+            (*self.run_as, *initdb, "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"),
+            check=False,
+            capture_output=True,
+            text=True,
+            env=self._environment(),
+            cwd="/",
+            timeout=_INITDB_TIMEOUT_S,
+        )
+        if made.returncode != 0:
+            raise processes.LabError(f"initdb exited {made.returncode}: {made.stderr.strip()}")
+
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, "LC_ALL": "C.UTF-8", MARK: str(self.directory)}
+        return processes.clean_environment(self.directory, {"LC_ALL": "C.UTF-8"})
 
     def _answers(self) -> bool:
         try:
@@ -148,11 +168,11 @@ def _version(initdb: str) -> int:
 
 
 @functools.cache
-def _unprivileged() -> tuple[str, ...]:
-    """Return what to put before a command, because PostgreSQL refuses to run as root.
+def unprivileged() -> tuple[str, ...]:
+    """Return what to put before a command, because PostgreSQL refuses to run as root; nothing for others.
 
     In a user namespace the process is somebody else to itself and still owns root's files. Where that is
-    forbidden it becomes nobody, who owns the cluster and may pass through directories that are root's.
+    forbidden, it becomes nobody.
     """
     if os.geteuid() != 0:
         return ()
@@ -161,6 +181,11 @@ def _unprivileged() -> tuple[str, ...]:
         tried = subprocess.run([*namespace, "true"], check=False, capture_output=True)
         if tried.returncode == 0:
             return namespace
+    return as_nobody()
+
+
+def as_nobody() -> tuple[str, ...]:
+    """Return what to put before a command so that it runs as nobody, through directories that are root's."""
     return (
         "setpriv",
         f"--reuid={_NOBODY}",
@@ -170,26 +195,3 @@ def _unprivileged() -> tuple[str, ...]:
         "--ambient-caps=-all,+dac_read_search",
         "--",
     )
-
-
-def _give_to_server(cluster: Path) -> None:
-    if not _unprivileged() or _unprivileged()[0] != "setpriv":
-        return
-    for path in (cluster, *cluster.rglob("*")):
-        os.chown(path, _NOBODY, _NOBODY, follow_symlinks=False)
-
-
-def _initialise(cluster: Path, env: dict[str, str]) -> None:
-    command = (str(programs() / "initdb"), "--pgdata", str(cluster), "--username=postgres", "--auth=trust")
-    options = ("--encoding=UTF8", "--locale=C.UTF-8", "--no-sync")
-    made = subprocess.run(
-        [*_unprivileged(), *command, *options],
-        check=False,
-        capture_output=True,
-        text=True,
-        env=env,
-        cwd="/",
-        timeout=_INITDB_TIMEOUT_S,
-    )
-    if made.returncode != 0:
-        raise processes.LabError(f"initdb exited {made.returncode}: {made.stderr.strip()}")

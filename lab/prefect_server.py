@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import shutil
 import subprocess
 import sys
@@ -17,11 +16,12 @@ from typing import Self
 import httpx
 
 from lab import processes
-from lab.identity import MARK
 from lab.ports import LOCALHOST, free_port, give_back
 from lab.postgres import Postgres, programs
 
 DATABASE = "prefect"
+#: A migrated database to which nobody ever connects, so that it can be copied at any time.
+TEMPLATE = "prefect_template"
 DRIVER = "postgresql+asyncpg"
 
 _PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
@@ -90,7 +90,7 @@ class PrefectServer:
             "prefect-server",
             (*_PREFECT, "server", "start", "--host", LOCALHOST, "--port", str(self.port)),
             log=self.log,
-            env=clean_environment(self.directory, settings),
+            env=processes.clean_environment(self.directory, settings),
         )
         processes.wait_until(
             self._is_ready, timeout_s=_START_TIMEOUT_S, what="Prefect's server", process=self.process
@@ -154,7 +154,7 @@ class Worker:
             "prefect-worker",
             (*_PREFECT, "worker", "start", "--pool", self.pool, "--type", "process", "--name", self._name),
             log=self.log,
-            env=clean_environment(self.directory, settings),
+            env=processes.clean_environment(self.directory, settings),
         )
         processes.wait_until(
             self._is_online, timeout_s=_START_TIMEOUT_S, what="Prefect's worker", process=self.process
@@ -185,14 +185,8 @@ class Worker:
         return answer.is_success and any(worker["name"] == self._name for worker in answer.json())
 
 
-def clean_environment(directory: Path, settings: Mapping[str, str]) -> dict[str, str]:
-    """Return this process's environment without settings of Prefect or ours, plus `settings` and the mark."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "SOVEREIGN_"))}
-    return {**kept, **settings, MARK: str(directory)}
-
-
 def migrated_cluster(cache: Path) -> Path:
-    """Return a stopped PostgreSQL cluster whose database `prefect` is ready for this version's server.
+    """Return a stopped PostgreSQL cluster whose databases `DATABASE` and `TEMPLATE` are ready to be served.
 
     Migrating an empty database takes longer than all the rest of a start, so it is done once and kept in
     `cache`, also when several processes ask at once.
@@ -206,8 +200,9 @@ def migrated_cluster(cache: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not kept.exists():
             with _scratch(cache / "new") as directory, Postgres(directory) as postgres:
-                postgres.create_database(DATABASE)
-                _migrate(directory, postgres.url(DATABASE, driver=DRIVER))
+                postgres.create_database(TEMPLATE)
+                _migrate(directory, postgres.url(TEMPLATE, driver=DRIVER))
+                postgres.create_database(DATABASE, template=TEMPLATE)
                 postgres.stop()
                 postgres.cluster.rename(kept)
     return kept
@@ -235,7 +230,7 @@ def _migrate(directory: Path, database_url: str) -> None:
         capture_output=True,
         text=True,
         timeout=_MIGRATION_TIMEOUT_S,
-        env=clean_environment(directory, settings),
+        env=processes.clean_environment(directory, settings),
     )
     if done.returncode != 0:
         raise processes.LabError(f"Prefect's migration exited {done.returncode}: {done.stderr[-3000:]}")

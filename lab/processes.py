@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self
 
 from lab.identity import MARK, started_ticks
 
@@ -71,15 +69,6 @@ class Process:
         """Return the end of its log."""
         return tail(Path(self.log))
 
-    def to_json(self) -> str:
-        """Return this process as JSON, for another process to stop it."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Return the process that `to_json` wrote."""
-        return cls(**json.loads(text))
-
 
 def start(
     name: str,
@@ -114,6 +103,15 @@ def start(
     ticks = started_ticks(child.pid, even_zombie=True)
     assert ticks is not None  # noqa: S101 - see above
     return Process(name, child.pid, ticks, str(log), stop_signal)
+
+
+def clean_environment(directory: Path, settings: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment without settings of Prefect or ours, plus `settings` and the mark.
+
+    What is started with it belongs to `directory`: see `end_marked`.
+    """
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "SOVEREIGN_"))}
+    return {**kept, **settings, MARK: str(directory)}
 
 
 def wait_until(

@@ -17,6 +17,7 @@ import httpx
 from lab import processes
 from lab.application import LabApplication
 from lab.identity import started_ticks
+from lab.ports import give_back
 from lab.postgres import Postgres
 from lab.prefect_server import DATABASE, DRIVER, PrefectServer, Worker, migrated_cluster
 
@@ -117,6 +118,8 @@ class Production:
             if self._temporary:
                 parts.callback(shutil.rmtree, self.directory, ignore_errors=True)
             parts.callback(processes.end_marked, self.directory)
+            for port in (self.postgres.port, self.prefect.port):
+                parts.callback(give_back, port)
             parts.callback(self.postgres.stop)
             parts.callback(self.prefect.stop)
             for application in self.applications.values():

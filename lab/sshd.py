@@ -6,12 +6,13 @@ import getpass
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from lab.ports import free_port, give_back, is_listening
-from lab.processes import Process, start, wait_until
+from lab.processes import LabError, Process, start, wait_until
 from rules.hosts import HostAddress
 
 _START_TIMEOUT_S = 10.0
@@ -32,14 +33,22 @@ KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 PermitUserRC no
 MaxStartups 100
+# a third of a connection's time is spent against quantum computers otherwise
+KexAlgorithms curve25519-sha256
 """
 
 
 class LabSshd:
-    """An sshd in `directory` that lets this user in by a throw-away key; `host` is its address."""
+    """An sshd in `directory` that lets this user in by a throw-away key; `host` is its address.
 
-    def __init__(self, directory: Path, *, name: str = "lab-remote") -> None:
-        self.directory, self.name = directory.absolute(), name
+    Args:
+        directory: its keys, configuration and log.
+        name: what deployments call the host.
+        inside: put before its command, to start it elsewhere than on this machine: in a container.
+    """
+
+    def __init__(self, directory: Path, *, name: str = "lab-remote", inside: Sequence[str] = ()) -> None:
+        self.directory, self.name, self.inside = directory.absolute(), name, tuple(inside)
         self.port = free_port()
         self._process: Process | None = None
 
@@ -70,14 +79,14 @@ class LabSshd:
         """Make the keys, start sshd and wait until it answers.
 
         Raises:
-            LabError: it did not start; carries the end of its log.
+            LabError: there is no sshd, or it did not start; carries the end of its log.
         """
         self._write_files()
         if os.geteuid() == 0:
             _PRIVILEGE_SEPARATION.mkdir(mode=0o755, exist_ok=True)
         self._process = start(
             "sshd",
-            [str(_sshd()), "-D", "-e", "-f", str(self.directory / "sshd_config")],
+            [*self.inside, _sshd(), "-D", "-e", "-f", str(self.directory / "sshd_config")],
             log=self.directory / "sshd.log",
             env=os.environ,
         )
@@ -106,18 +115,13 @@ class LabSshd:
         (self.directory / "sshd_config").write_text(text)
 
 
-def missing() -> str | None:
-    """Return what must be installed before this works, in words; None: nothing."""
-    absent = [name for name in ("ssh", "ssh-keygen") if not shutil.which(name)]
-    absent += [] if _sshd() else ["sshd"]
-    return f"OpenSSH is not complete: no {', '.join(absent)}" if absent else None
-
-
-def _sshd() -> Path | None:
-    """Return sshd's absolute path, which it wants to be called by; None: it is not installed."""
+def _sshd() -> str:
+    """Return sshd's absolute path, which it wants to be called by."""
     path = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
     found = shutil.which("sshd", path=path)
-    return Path(found) if found else None
+    if not found:
+        raise LabError("no sshd: install the Debian package openssh-server")
+    return found
 
 
 def _make_key(path: Path) -> None:

@@ -191,8 +191,11 @@ def restart_service(instance: Instance, *, settings: Settings) -> None:
     """Restart an instance's service, or start it when it is stopped."""
     match instance.service:
         case SystemdService():
-            argv = (*_systemctl(instance.service), "restart", instance.service.unit)
-            hosts.run(instance.host, argv, timeout_s=settings.command_timeout_s)
+            systemctl, unit = _systemctl(instance.service), instance.service.unit
+            # a release that ends again and again uses up the unit's start limit: systemd would then refuse the
+            # good one too. Without such a unit this fails, and the restart says so.
+            hosts.run(instance.host, (*systemctl, "reset-failed", unit), check=False)
+            hosts.run(instance.host, (*systemctl, "restart", unit), timeout_s=settings.command_timeout_s)
         case CommandService():
             hosts.run(instance.host, instance.service.stop, timeout_s=settings.command_timeout_s)
             hosts.run(instance.host, instance.service.start, timeout_s=settings.command_timeout_s)
@@ -311,8 +314,12 @@ def remove_release(instance: Instance, step: RemoveRelease, *, deployment: str) 
     if current_release(instance) == step.release:
         raise UndoFailedError(f"{instance.name} still points to {step.release}: not removed")
     releases = f"{instance.layout.root}/releases"
-    doomed = (f"{releases}/{step.release}", f"{releases}/.staging-{deployment}")
-    hosts.run(instance.host, ("rm", "-rf", "--", *doomed))
+    final, doomed = f"{releases}/{step.release}", f"{releases}/.staging-{deployment}"
+    hosts.run(instance.host, ("rm", "-rf", "--", doomed))
+    if hosts.exists(instance.host, final):
+        # renamed before it is emptied: half a release under its own name would be taken for a staged one
+        hosts.run(instance.host, ("mv", "-T", "--", final, doomed))
+        hosts.run(instance.host, ("rm", "-rf", "--", doomed))
 
 
 def _systemctl(service: SystemdService) -> tuple[str, ...]:

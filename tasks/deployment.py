@@ -31,7 +31,7 @@ from rules.journal import (
     stamped,
 )
 from rules.plan import Plan, Step
-from rules.verdict import Verdict
+from rules.verdict import CanaryEvidence, Verdict
 from tasks.journal import JournalFile, Mirror, journals
 from tasks.lease import Lease, LeaseKeeper, Owner, acquire
 from tasks.prefect_api import PrefectApi
@@ -58,6 +58,7 @@ class OpenDeployment:
     ) -> None:
         self.journal, self.lease, self.opened, self.settings = journal, lease, opened, settings
         self.fleet = opened.fleet
+        self.evidence = CanaryEvidence()
         self.api = api
         self._mirror, self._keeper = mirror, keeper
         self._size_bytes = journal.size_bytes

@@ -32,7 +32,8 @@ def watch_side(deployment: OpenDeployment, action: WatchSide, *, title: str) -> 
         FencedError, CutOffError, RevokedError: the deployment must not go on.
     """
     limits, deadline_s = action.watch.limits, action.watch.deadline_s
-    evidence = CanaryEvidence()
+    # one evidence for all steps, so that the budget of false alarms is that of the whole deployment
+    evidence = deployment.evidence.next_step()
     passed_at: float | None = None
     for elapsed_s, canary, stable in _ticks(
         deployment, _sides(deployment.fleet, action), action.watch.tick_s
@@ -41,6 +42,7 @@ def watch_side(deployment: OpenDeployment, action: WatchSide, *, title: str) -> 
             evidence = evidence.unobserved("the balancer does not answer")
         else:
             evidence = evidence.observe(canary, stable)
+        deployment.evidence = evidence
         verdict = evidence.verdict(limits, elapsed_s=elapsed_s)
         _keep_sample(deployment, action, verdict, canary=canary, stable=stable)
         if verdict.outcome is Outcome.PASS and passed_at is None:
@@ -65,7 +67,8 @@ def observe_batch(deployment: OpenDeployment, action: ObserveBatch, *, title: st
         StepFailedError: an instance of the batch stopped answering its probe.
         FencedError, CutOffError, RevokedError: the deployment must not go on.
     """
-    fleet, evidence, verdict = deployment.fleet, CanaryEvidence(), None
+    fleet, evidence = deployment.fleet, CanaryEvidence()
+    verdict: Verdict | None = None
     reading = _batch(fleet, action) if fleet.route else _nothing
     for elapsed_s, canary, stable in _ticks(deployment, reading, min(1.0, max(action.observe_s / 2, 0.1))):
         if fleet.route and canary is not None and stable is not None:

@@ -57,6 +57,7 @@ def prefect_api(prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch) 
         PREFECT_API_URL,
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
         PREFECT_HOME,
+        PREFECT_LOGGING_TO_API_ENABLED,
         temporary_settings,
     )
 
@@ -68,6 +69,8 @@ def prefect_api(prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch) 
         PREFECT_HOME: Path(environment["PREFECT_HOME"]),
         # each synchronous flow waits a second for its heartbeat's thread to end
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+        # the logger outlives the server, and would complain at the end of the session
+        PREFECT_LOGGING_TO_API_ENABLED: False,
     }
     with temporary_settings(settings):
         yield prefect_server

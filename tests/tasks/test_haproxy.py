@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from lab import sshd
 from lab.haproxy import LabHaproxy
 from rules.errors import BalancerError
 from rules.traffic import Counts, Traffic
@@ -367,19 +366,16 @@ def test_figures_of_an_unknown_side_are_an_error(balancer):
             figure(balancer.address, "be_red")
 
 
-def test_a_balancer_on_another_host_is_driven_the_same(balancer, tmp_path):
-    if words := sshd.missing():
-        pytest.skip(words)
-    with sshd.LabSshd(tmp_path / "sshd") as server:
-        address = balancer.address.model_copy(update={"host": server.host})
-        route = balancer.route.model_copy(update={"balancer": address})
-        haproxy.set_traffic(route, split(4_200))
-        assert haproxy.read_traffic(route) == haproxy.read_traffic(balancer.route) == split(4_200)
-        assert haproxy.drain(address, GREEN, "g1", deadline_s=5) == 0
-        assert haproxy.server_admin(balancer.address, GREEN, "g1") == "maint"
-        nowhere = address.model_copy(update={"socket": "/nowhere.sock"})
-        with pytest.raises(BalancerError, match="No such file"):
-            haproxy.ping(nowhere)
+def test_a_balancer_on_another_host_is_driven_the_same(balancer, remote):
+    address = balancer.address.model_copy(update={"host": remote})
+    route = balancer.route.model_copy(update={"balancer": address})
+    haproxy.set_traffic(route, split(4_200))
+    assert haproxy.read_traffic(route) == haproxy.read_traffic(balancer.route) == split(4_200)
+    assert haproxy.drain(address, GREEN, "g1", deadline_s=5) == 0
+    assert haproxy.server_admin(balancer.address, GREEN, "g1") == "maint"
+    nowhere = address.model_copy(update={"socket": "/nowhere.sock"})
+    with pytest.raises(BalancerError, match="No such file"):
+        haproxy.ping(nowhere)
 
 
 def test_a_deep_directory_still_gives_a_working_socket(tmp_path, servers):

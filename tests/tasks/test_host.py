@@ -9,12 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lab import sshd
 from lab.identity import started_ticks
 from rules.errors import CommandError
 from rules.hosts import HostAddress
@@ -23,14 +21,6 @@ from tasks.host import HostUnreachableError, run, run_script
 
 HERE = HostAddress()
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostAddress]:
-    if words := sshd.missing():
-        pytest.skip(words)
-    with sshd.LabSshd(tmp_path_factory.mktemp("sshd")) as server:
-        yield server.host
 
 
 @pytest.fixture(params=["here", "by ssh"])

@@ -1,0 +1,26 @@
+"""What tests need beyond Python: without it they are skipped, except where it could be installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+#: Where Debian keeps programs that only root has on PATH.
+_SYSTEM_PROGRAMS = ":/usr/local/sbin:/usr/sbin:/sbin"
+
+
+def need(*programs: str, package: str) -> None:
+    """Skip the calling test when one of `programs` is missing, and name the Debian `package` that has it.
+
+    Under continuous integration as root it fails instead: nobody reads there what was skipped.
+    """
+    path = os.environ.get("PATH", os.defpath) + _SYSTEM_PROGRAMS
+    missing = [program for program in programs if not shutil.which(program, path=path)]
+    if not missing:
+        return
+    words = f"no {', '.join(missing)}: install the Debian package {package}"
+    if os.environ.get("CI") == "true" and os.geteuid() == 0:
+        pytest.fail(words)
+    pytest.skip(words)
