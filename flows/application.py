@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from blocks.application import load_fleet
-from flows.guard import guarded, take_back_after
+from flows.guard import guarded, take_back_after, taken_back_on_failure
 from flows.rollout import OPEN, keep_plan, opening, plan_now, verify, walk
 from rules.change import ApplicationRelease
 from rules.record import DeploymentRecord, record_of
@@ -41,7 +41,8 @@ def update_application(
     """
     deployment = OPEN.get()
     if deployment is not None:
-        _roll_out(deployment)
+        with taken_back_on_failure(deployment):
+            _roll_out(deployment)
         return record_of(deployment.journal.read())
     settings, fleet = Settings(), load_fleet(change.application)
     with guarded(opening(change, strategy, fleet, settings), settings) as deployment:

@@ -8,7 +8,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
 
@@ -19,13 +18,14 @@ from rules.errors import CutOffError, DeployError, FencedError, GateBlockedError
 from rules.journal import Opened
 from rules.record import record_of
 from tasks.deployment import OpenDeployment, open_deployment
-from tasks.journal import journals
+from tasks.known import readable_journals
 from tasks.prefect_api import PrefectApi
 from tasks.recover import recover
-from tasks.report import publish_end
+from tasks.report import publish_end, publish_record
 from tasks.settings import Settings
 
 log = logging.getLogger(__name__)
+_PUT_OFF = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
 
 
 class TakenBackError(DeployError):
@@ -42,17 +42,34 @@ def guarded(opened: Opened, settings: Settings) -> Iterator[OpenDeployment]:
     """
     with PrefectApi(settings) as api, open_deployment(opened, api, settings) as deployment:
         try:
-            yield deployment
+            with taken_back_on_failure(deployment):
+                yield deployment
         except GateBlockedError as error:
             deployment.end_unchanged("blocked", str(error))
             raise
-        except BaseException as error:
-            _take_back(deployment, error)
-            if not isinstance(error, Exception):
-                raise  # a cancellation or SIGTERM: Prefect has to see it as such
-            raise TakenBackError(_in_words(deployment)) from error
         finally:
             publish_end(deployment)
+
+
+@contextmanager
+def taken_back_on_failure(deployment: OpenDeployment) -> Iterator[None]:
+    """Take a deployment back at once, whatever goes wrong in the body, before Prefect hears of it.
+
+    An update flow under a parent needs this for itself: Prefect tells its API of a child's failure before
+    the parent sees the exception, and tries for a minute when the API is away.
+
+    Raises:
+        TakenBackError: it was taken back, or could not be; the message says which.
+    """
+    try:
+        yield
+    except GateBlockedError:
+        raise
+    except BaseException as error:
+        _take_back(deployment, error)
+        if not isinstance(error, Exception):
+            raise  # a cancellation or SIGTERM: Prefect has to see it as such
+        raise TakenBackError(_in_words(deployment)) from error
 
 
 def _take_back(deployment: OpenDeployment, error: BaseException) -> None:
@@ -94,7 +111,10 @@ def cause_of(error: BaseException) -> str:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Put off SIGTERM until the way back is done: a cancellation is followed by SIGKILL soon enough."""
+    """Put off what would end the way back half-way, until it is done: SIGKILL follows soon enough.
+
+    That is SIGTERM (a cancellation), SIGINT (a person) and SIGALRM (by which Prefect times a flow out).
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -103,27 +123,25 @@ def undisturbed() -> Iterator[None]:
     def remember(number: int, _frame: FrameType | None) -> None:
         arrived.append(number)
 
-    former = signal.signal(signal.SIGTERM, remember)
+    former = {number: signal.signal(number, remember) for number in _PUT_OFF}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
         if arrived:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), arrived[0])
 
 
 def take_back_after(flow: Flow[Any, Any], flow_run: FlowRun, state: State) -> None:
     """Recover what the run left open: the hook of a failed, crashed or cancelled run."""
     settings = Settings()
-    for journal in journals(settings.journal_dir):
-        view = journal.read()
+    for journal, view in readable_journals(settings):
         if view.opened.flow_run_id != str(flow_run.id) or view.is_terminal or view.state == "promoted":
             continue
         cause = f"The run of {flow.name} ended as {state.name}: {state.message or 'no message'}."
-        after = recover(journal.deployment, cause=cause, by=f"hook {state.name}", settings=settings)
+        with undisturbed():
+            after = recover(journal.deployment, cause=cause, by=f"hook {state.name}", settings=settings)
         log.warning("%s is %s: %s", journal.deployment, after.state, after.reason)
-
-
-def opened_now(**fields: Any) -> Opened:
-    """Return the opening entry of a journal, stamped."""
-    return Opened(at=datetime.now(UTC), **fields)
+        with PrefectApi(settings) as api:
+            publish_record(api, after)

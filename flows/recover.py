@@ -6,6 +6,7 @@ from prefect import flow, get_run_logger
 
 from rules.errors import DeployError
 from rules.record import DeploymentRecord, record_of
+from tasks.journal import JournalFile
 from tasks.prefect_api import PrefectApi
 from tasks.recover import Recovered, recover_all, roll_back_by_person
 from tasks.report import publish_record
@@ -23,6 +24,7 @@ def recover() -> list[Recovered]:
             if not one.acted:
                 continue
             logger.warning("%s is %s: %s", one.deployment, one.state, one.reason)
+            publish_record(api, JournalFile(settings.journal_dir, one.deployment).read())
             end_dead_run(api, one.flow_run_id, f"{one.deployment} is {one.state}: {one.reason}")
     return list(looked_at)
 

@@ -20,8 +20,10 @@ from lab.identity import started_ticks
 from lab.ports import give_back
 from lab.postgres import Postgres
 from lab.prefect_server import DATABASE, DRIVER, PrefectServer, Worker, migrated_cluster
+from lab.processes import clean_environment
+from lab.register import register_all
 
-WORK_POOL = "lab"
+WORK_POOL = "sovereign"  # the one that prefect.yaml names
 
 _STATE = "state.json"
 
@@ -106,11 +108,13 @@ class Production:
             raise
 
     def register(self) -> None:
-        """Make known to Prefect what deployments need: the work pool."""
+        """Make known to Prefect what deployments need: work pool, deployments, blocks, automation."""
         pools = f"{self.prefect.api_url}/work_pools/"
         answer = httpx.post(pools, json={"name": WORK_POOL, "type": "process"}, timeout=10.0)
         if answer.status_code != httpx.codes.CONFLICT:  # there already, after a restart
             answer.raise_for_status()
+        fleets = [application.fleet for application in self.applications.values()]
+        register_all(fleets, clean_environment(self.directory, self.environment()))
 
     def stop(self) -> None:
         """Stop every part in the opposite order, and whatever flow runs have left."""

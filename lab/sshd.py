@@ -6,7 +6,6 @@ import getpass
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,7 +32,7 @@ KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 PermitUserRC no
 MaxStartups 100
-# a third of a connection's time is spent against quantum computers otherwise
+# the post-quantum exchange would take a third of each connection's time
 KexAlgorithms curve25519-sha256
 """
 
@@ -44,11 +43,10 @@ class LabSshd:
     Args:
         directory: its keys, configuration and log.
         name: what deployments call the host.
-        inside: put before its command, to start it elsewhere than on this machine: in a container.
     """
 
-    def __init__(self, directory: Path, *, name: str = "lab-remote", inside: Sequence[str] = ()) -> None:
-        self.directory, self.name, self.inside = directory.absolute(), name, tuple(inside)
+    def __init__(self, directory: Path, *, name: str = "lab-remote") -> None:
+        self.directory, self.name = directory.absolute(), name
         self.port = free_port()
         self._process: Process | None = None
 
@@ -81,12 +79,12 @@ class LabSshd:
         Raises:
             LabError: there is no sshd, or it did not start; carries the end of its log.
         """
-        self._write_files()
+        argv = self.prepare()
         if os.geteuid() == 0:
             _PRIVILEGE_SEPARATION.mkdir(mode=0o755, exist_ok=True)
         self._process = start(
             "sshd",
-            [*self.inside, _sshd(), "-D", "-e", "-f", str(self.directory / "sshd_config")],
+            argv,
             log=self.directory / "sshd.log",
             env=os.environ,
         )
@@ -103,7 +101,12 @@ class LabSshd:
             self._process.stop()
             self._process = None
 
-    def _write_files(self) -> None:
+    def prepare(self) -> tuple[str, ...]:
+        """Make the keys and the configuration, and return the command that runs sshd with them.
+
+        Raises:
+            LabError: there is no sshd.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
         for key in ("host_key", "user_key"):
             if not (self.directory / key).exists():
@@ -113,6 +116,7 @@ class LabSshd:
         (self.directory / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {host_key}")
         text = _CONFIGURATION.format(port=self.port, directory=self.directory)
         (self.directory / "sshd_config").write_text(text)
+        return (_sshd(), "-D", "-e", "-f", str(self.directory / "sshd_config"))
 
 
 def _sshd() -> str:

@@ -12,16 +12,23 @@ from rules.frozen import AbsolutePath, Frozen, Name, ReleaseId, Sha256
 class ReleaseArchive(Frozen):
     """A release as a tar archive (optionally compressed) on the worker's host."""
 
-    artefact: Literal["archive"] = "archive"
-    path: AbsolutePath
-    sha256: Sha256
+    artefact: Literal["archive"] = Field(default="archive", json_schema_extra={"position": 2})
+    path: AbsolutePath = Field(
+        description="absolute path of the archive on the worker's host", json_schema_extra={"position": 0}
+    )
+    sha256: Sha256 = Field(
+        description="of the archive, 64 hexadecimal digits: sha256sum prints it",
+        json_schema_extra={"position": 1},
+    )
 
 
 class NixStorePath(Frozen):
     """A release as a Nix store path, present or substitutable on each host."""
 
-    artefact: Literal["nix_store_path"] = "nix_store_path"
-    path: Annotated[str, Field(pattern=r"^/[^\s]*/[0-9a-z]{32}-[^/\s]+$")]
+    artefact: Literal["nix_store_path"] = Field(default="nix_store_path", json_schema_extra={"position": 1})
+    path: Annotated[str, Field(pattern=r"^/[^\s]*/[0-9a-z]{32}-[^/\s]+$")] = Field(
+        description="such as /nix/store/…-web-2.0", json_schema_extra={"position": 0}
+    )
 
 
 class ApplicationRelease(Frozen):
@@ -30,10 +37,17 @@ class ApplicationRelease(Frozen):
     `release` is what the running instances must report once they run it.
     """
 
-    component: Literal["application"] = "application"
-    application: Name = Field(description="name of the Application block")
-    release: ReleaseId
-    artefact: ReleaseArchive | NixStorePath
+    component: Literal["application"] = Field(default="application", json_schema_extra={"position": 3})
+    application: Name = Field(
+        description="name of the Sovereign Application block", json_schema_extra={"position": 0}
+    )
+    release: ReleaseId = Field(
+        description="what the instances' probe must report once they run it",
+        json_schema_extra={"position": 1},
+    )
+    artefact: ReleaseArchive | NixStorePath = Field(
+        description="where the release comes from", json_schema_extra={"position": 2}
+    )
 
     @property
     def pointer(self) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from rules.fleet import Fleet
-from rules.frozen import Count, Frozen
+from rules.frozen import Count, Frozen, Ratio
 from rules.plan import Plan
 from rules.undo import AnyUndoStep
 from rules.verdict import Outcome
@@ -100,6 +100,10 @@ class Decided(Stamped):
     title: str
     outcome: Outcome
     reasons: tuple[str, ...]
+    canary_requests: Count = 0
+    canary_error_ratio: Ratio | None = None
+    stable_requests: Count = 0
+    stable_error_ratio: Ratio | None = None
 
 
 class Undone(Stamped):

@@ -124,12 +124,18 @@ def plan_page(plan: Plan) -> str:
 def decision_page(journal: JournalView) -> str:
     """Return every verdict of a deployment as a Markdown page."""
     rows = [
-        f"| {e.at:%H:%M:%S} | {_cell(e.title)} | **{e.outcome}** | {_cell('; '.join(e.reasons))} |"
+        f"| {e.at:%H:%M:%S} | {_cell(e.title)} | **{e.outcome}** "
+        f"| {_side(e.canary_requests, e.canary_error_ratio)} | {_side(e.stable_requests, e.stable_error_ratio)} "
+        f"| {_cell('; '.join(e.reasons))} |"
         for e in journal.entries
         if isinstance(e, Decided)
     ]
-    head = ["| time (UTC) | watched | verdict | why |", "|---|---|---|---|"]
+    head = ["| time (UTC) | watched | verdict | new release | stable | why |", "|---|---|---|---|---|---|"]
     return "\n".join([f"# Decisions of {journal.opened.deployment}", "", *head, *rows])
+
+
+def _side(requests: int, error_ratio: float | None) -> str:
+    return "no requests" if error_ratio is None else f"{error_ratio:.2%} of {requests:,} failed"
 
 
 def record_page(journal: JournalView) -> str:

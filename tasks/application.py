@@ -192,8 +192,8 @@ def restart_service(instance: Instance, *, settings: Settings) -> None:
     match instance.service:
         case SystemdService():
             systemctl, unit = _systemctl(instance.service), instance.service.unit
-            # a release that ends again and again uses up the unit's start limit: systemd would then refuse the
-            # good one too. Without such a unit this fails, and the restart says so.
+            # a release that ends again and again uses up the unit's start limit: systemd would then refuse
+            # the good one too. Without such a unit this fails, and the restart says so.
             hosts.run(instance.host, (*systemctl, "reset-failed", unit), check=False)
             hosts.run(instance.host, (*systemctl, "restart", unit), timeout_s=settings.command_timeout_s)
         case CommandService():

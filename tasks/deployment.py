@@ -32,7 +32,8 @@ from rules.journal import (
 )
 from rules.plan import Plan, Step
 from rules.verdict import CanaryEvidence, Verdict
-from tasks.journal import JournalFile, Mirror, journals
+from tasks.journal import JournalFile, Mirror
+from tasks.known import readable_journals
 from tasks.lease import Lease, LeaseKeeper, Owner, acquire
 from tasks.prefect_api import PrefectApi
 from tasks.rollback import Rollback
@@ -113,7 +114,8 @@ class OpenDeployment:
     def decide(self, title: str, verdict: Verdict) -> None:
         """Keep a verdict in the decision log."""
         log.info("%s: %s, %s", title, verdict.outcome, "; ".join(verdict.reasons))
-        self.record(Decided(title=title, outcome=verdict.outcome, reasons=verdict.reasons))
+        kept = set(Decided.model_fields) & set(Verdict.model_fields)
+        self.record(Decided(title=title, **verdict.model_dump(include=kept)))
 
     @property
     def plan(self) -> Plan:
@@ -220,8 +222,7 @@ def open_deployment(opened: Opened, api: PrefectApi, settings: Settings) -> Iter
 
 def supersede_promoted(opened: Opened, api: PrefectApi, settings: Settings) -> None:
     """Disarm the undo of earlier promotions on this target: their way back would lead past this one."""
-    for earlier in journals(settings.journal_dir):
-        view = earlier.read()
+    for earlier, view in readable_journals(settings):
         is_older = earlier.deployment != opened.deployment and view.opened.target == opened.target
         if not is_older or view.state != "promoted":
             continue

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from rules.record import progress_page
 from tasks.prefect_api import PrefectApi
 
 _PAGE = 200
+_KEPT_CHARACTERS = 500
 
 
 class NoJournalError(DeployError):
@@ -201,10 +202,7 @@ class Mirror:
             "type": "markdown",
             "description": f"Journal of {self._deployment}",
             "data": progress_page(self._deployment, self._all),
-            "metadata_": {
-                "first": str(self._copied),
-                "lines": b"".join(line(entry) for entry in waiting).decode(),
-            },
+            "metadata_": {"first": str(self._copied), **_pieces(waiting)},
             "flow_run_id": self._flow_run_id,
         }
         self._api.request("POST", "artifacts/", artifact)
@@ -227,8 +225,22 @@ def mirrored_lines(api: PrefectApi, deployment: str) -> bytes:
     for copy in copies:
         first = int(copy["metadata_"]["first"])
         if first <= len(lines):
-            lines[first:] = copy["metadata_"]["lines"].splitlines(keepends=True)
+            lines[first:] = _lines(copy["metadata_"])
     return "".join(lines).encode()
+
+
+def _pieces(entries: Iterable[Entry]) -> dict[str, str]:
+    """Return the entries' lines as metadata: of each value the server keeps 500 characters and no more."""
+    text = b"".join(line(entry) for entry in entries).decode()
+    starts = range(0, len(text), _KEPT_CHARACTERS)
+    return {f"lines-{n:05}": text[at : at + _KEPT_CHARACTERS] for n, at in enumerate(starts)}
+
+
+def _lines(metadata: Mapping[str, str]) -> list[str]:
+    """Return the lines that `_pieces` has cut, each with its end."""
+    text = "".join(metadata[key] for key in sorted(metadata) if key.startswith("lines-"))
+    # not splitlines(): a title may hold other characters that it takes for the end of a line
+    return [f"{cut}\n" for cut in text.split("\n")[:-1]]
 
 
 def _mirrored_copies(api: PrefectApi, deployment: str) -> Iterator[dict[str, Any]]:

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Literal
 
-from rules.errors import ApiUnavailableError, CutOffError, FencedError, WorldMovedError
+from rules.errors import ApiUnavailableError, DeployError, WorldMovedError
 from rules.frozen import Frozen
 from rules.journal import Entry, JournalView, Locked, Moved, Planned, line, stamped
 from tasks.claim import claim, refuse_living, step_lock
 from tasks.fleet import observe_fleet
 from tasks.journal import JournalFile, Mirror, NoJournalError, journals, mirrored_lines
+from tasks.known import api_if_any, journal_here
 from tasks.lease import Holding, Lease, LeaseKeeper, all_holdings, current_holding
 from tasks.prefect_api import PrefectApi
 from tasks.rollback import Rollback
@@ -59,12 +60,11 @@ def recover(
         FencedError: another process is at it.
         CutOffError: Prefect's API is away and this host alone may not decide.
     """
-    api = _api_or_none(settings)
-    try:
-        journal = _journal_here(deployment, api, settings)
+    with api_if_any(settings) as api:
+        journal = journal_here(deployment, api, settings)
         view = journal.read()
-        if view.is_terminal or (view.state == "promoted" and asker != "person"):
-            _free_leftover_lock(journal, view, api)
+        if _is_settled(view, asker):
+            _clear_up(journal, view, api)
             return view
         refuse_living(journal, api, settings)
         with step_lock(journal, api, settings):
@@ -74,9 +74,10 @@ def recover(
             if view.state == "promoted":
                 _refuse_moved_world(view)
             return _recover_locked(journal, view, api=api, cause=cause, by=by, settings=settings)
-    finally:
-        if api:
-            api.close()
+
+
+def _is_settled(view: JournalView, asker: Asker) -> bool:
+    return view.is_terminal or (view.state == "promoted" and asker != "person")
 
 
 def _recover_locked(
@@ -107,34 +108,43 @@ def roll_back_by_person(deployment: str, *, reason: str, settings: Settings) -> 
     """Take a deployment back by a person's word, also one that was promoted or whose rollback failed.
 
     A failed rollback is repeated as a deployment of its own, which continues the failed one: what has
-    ended stays in the books as it ended.
+    ended stays in the books as it ended. Asked again, it returns how that one ended.
 
     Raises:
         DeployError: see `recover`.
     """
-    journal = JournalFile(settings.journal_dir, deployment)
-    if journal.path.exists() and journal.read().state == "rollback_failed":
-        deployment = _begin_again(journal, settings)
+    with api_if_any(settings) as api:
+        deployment = _last_try(deployment, api, settings)
     return recover(deployment, cause=reason, by="person", settings=settings, asker="person")
 
 
-def _begin_again(failed: JournalFile, settings: Settings) -> str:
-    """Begin a journal that takes over what `failed` could not undo; return its deployment's id."""
-    view = failed.read()
-    tries = sum(1 for j in journals(settings.journal_dir) if j.read().opened.continues == failed.deployment)
-    again = JournalFile(settings.journal_dir, f"{failed.deployment}-again{tries + 1}")
-    opened = view.opened.model_copy(
+def _last_try(deployment: str, api: PrefectApi | None, settings: Settings) -> str:
+    """Return the newest continuation of a deployment, begun now if all before have failed."""
+    journal = journal_here(deployment, api, settings)
+    if journal.read().state != "rollback_failed":
+        return deployment
+    again = f"{deployment}-again"
+    with journal.exclusive(patience_s=settings.takeover_patience_s):
+        try:
+            journal_here(again, api, settings)
+        except NoJournalError:
+            _begin_again(journal.read(), again, settings)
+    return _last_try(again, api, settings)
+
+
+def _begin_again(failed: JournalView, again: str, settings: Settings) -> None:
+    """Begin a journal that takes over what `failed` could not undo."""
+    opened = failed.opened.model_copy(
         update={
-            "deployment": again.deployment,
-            "continues": failed.deployment,
+            "deployment": again,
+            "continues": failed.opened.deployment,
             "host": settings.host,
-            "summary": f"take {failed.deployment} back once more",
+            "summary": f"take {failed.opened.deployment} back once more",
         }
     )
-    plans = [entry for entry in view.entries if isinstance(entry, Planned)]
-    kept: list[Entry] = [opened, *plans, *reversed(view.to_undo)]
-    again.adopt(b"".join(line(entry) for entry in kept))
-    return again.deployment
+    plans = [entry for entry in failed.entries if isinstance(entry, Planned)]
+    kept: list[Entry] = [opened, *plans, *reversed(failed.to_undo)]
+    JournalFile(settings.journal_dir, again).adopt(b"".join(line(entry) for entry in kept))
 
 
 def recover_all(*, by: str, settings: Settings) -> tuple[Recovered, ...]:
@@ -143,43 +153,53 @@ def recover_all(*, by: str, settings: Settings) -> tuple[Recovered, ...]:
     Also ends the time in which a promoted one can be taken back.
     """
     names = dict.fromkeys(journal.deployment for journal in journals(settings.journal_dir))
-    api = _api_or_none(settings)
-    if api:
-        with api:
-            names |= dict.fromkeys(holding.owner.deployment for holding in _holdings(api))
-    return tuple(_looked_at(name, by=by, settings=settings) for name in names)
+    with api_if_any(settings) as api:
+        held = {holding.owner.deployment: holding for holding in _holdings(api)}
+        found = [
+            _looked_at(name, held.get(name), by=by, settings=settings)
+            for name in dict.fromkeys((*names, *held))
+        ]
+        for holding in held.values():
+            _free_abandoned(holding, api, settings)
+    return tuple(found)
 
 
-def _holdings(api: PrefectApi) -> tuple[Holding, ...]:
+def _holdings(api: PrefectApi | None) -> tuple[Holding, ...]:
     try:
-        return all_holdings(api)
+        return all_holdings(api) if api else ()
     except ApiUnavailableError as error:
         log.warning("going by this host's journals alone: %s", error)
         return ()
 
 
-def _looked_at(deployment: str, *, by: str, settings: Settings) -> Recovered:
+def _looked_at(deployment: str, held: Holding | None, *, by: str, settings: Settings) -> Recovered:
+    """Recover one deployment if need be; whatever is wrong with it must not keep the others waiting."""
     journal = JournalFile(settings.journal_dir, deployment)
-    known = journal.read() if journal.path.exists() else None
-    state = known.state if known else "unknown"
-    if known:
-        _complete_if_due(journal, settings)
+    state = "unknown"
     try:
+        if journal.path.exists():
+            _complete_if_due(journal, settings)
+            known = journal.read()
+            state = known.state
+            if held is None and _is_settled(known, "dead"):
+                return Recovered(deployment=deployment, state=state, reason=known.reason)
         view = recover(deployment, cause="The process that ran it is gone.", by=by, settings=settings)
-    except (NoJournalError, FencedError, CutOffError, TimeoutError, ApiUnavailableError) as error:
+    except (DeployError, TimeoutError) as error:
         return Recovered(deployment=deployment, state=state, reason=str(error))
+    except Exception as error:
+        log.exception("%s could not be looked at", deployment)
+        return Recovered(deployment=deployment, state=state, reason=f"{type(error).__name__}: {error}")
+    was_left = held is not None and view.state != "rollback_failed" and not journal.owner_lives()
     return Recovered(
         deployment=deployment,
         state=view.state,
         reason=view.cause or view.reason,
         flow_run_id=view.opened.flow_run_id,
-        acted=view.state != state,
+        acted=view.state != state or was_left,
     )
 
 
 def _complete_if_due(journal: JournalFile, settings: Settings) -> None:
-    if not journal.path.exists():
-        return
     view = journal.read()
     promoted_at = view.moved_at("promoted")
     if view.state != "promoted" or promoted_at is None:
@@ -189,25 +209,18 @@ def _complete_if_due(journal: JournalFile, settings: Settings) -> None:
         journal.append(stamped(entry, datetime.now(UTC)))
 
 
-def _journal_here(deployment: str, api: PrefectApi | None, settings: Settings) -> JournalFile:
-    """Return the deployment's journal, completed from its mirror when another host wrote (more of) it."""
-    journal = JournalFile(settings.journal_dir, deployment)
-    here = journal.path.read_bytes() if journal.path.exists() else b""
-    if here and (journal.read().is_terminal or journal.owner_lives()):
-        return journal
+def _free_abandoned(holding: Holding, api: PrefectApi | None, settings: Settings) -> None:
+    """Free the lock of another host's deployment that died before it had told anybody of a plan.
+
+    Its journal is in no mirror, and no effect starts before its intent is there: it has changed nothing.
+    """
+    if api is None or not holding.has_ended or holding.owner.host == settings.host:
+        return
     try:
-        lines = mirrored_lines(api, deployment) if api else b""
-    except ApiUnavailableError as error:
-        log.warning("going by this host's journal of %s alone: %s", deployment, error)
-        lines = b""
-    if not here and not lines:
-        raise NoJournalError(
-            f"neither {settings.journal_dir} nor Prefect's API has a journal of {deployment}: it never got "
-            "as far as changing anything"
-        )
-    if len(lines) > len(here) and lines.startswith(here):
-        journal.adopt(lines)
-    return journal
+        journal_here(holding.owner.deployment, api, settings)
+    except NoJournalError:
+        log.warning("freeing the lock of %s, which never changed anything", holding.owner.deployment)
+        _free(holding, api)
 
 
 def _refuse_moved_world(view: JournalView) -> None:
@@ -236,13 +249,25 @@ def _kept(api: PrefectApi | None, lease: Lease | None, settings: Settings) -> It
         keeper.stop()
 
 
-def _free_leftover_lock(journal: JournalFile, view: JournalView, api: PrefectApi | None) -> None:
-    """Free the lock of a deployment that ended while the API was away; a failed rollback keeps its own."""
-    if api is None or view.state == "rollback_failed":
+def _clear_up(journal: JournalFile, view: JournalView, api: PrefectApi | None) -> None:
+    """Mirror the end of a deployment that ended while the API was away, and free its lock.
+
+    A failed rollback keeps its lock.
+    """
+    if api is None or journal.owner_lives():
         return
     held = current_holding(api, view.opened.target)
-    if held and held.owner.deployment == journal.deployment and not journal.owner_lives():
-        api.request("DELETE", f"variables/{held.token}", accept=frozenset({404}))
+    if held is None or held.owner.deployment != journal.deployment:
+        return
+    if mirrored_lines(api, journal.deployment) != journal.path.read_bytes():
+        flow_run_id = view.opened.flow_run_id
+        Mirror(api, journal.deployment, flow_run_id=flow_run_id, entries=view.entries).flush()
+    if view.state != "rollback_failed":
+        _free(held, api)
+
+
+def _free(held: Holding, api: PrefectApi) -> None:
+    api.request("DELETE", f"variables/{held.token}", accept=frozenset({404}))
 
 
 def _release(lease: Lease, api: PrefectApi) -> None:
@@ -250,12 +275,3 @@ def _release(lease: Lease, api: PrefectApi) -> None:
         lease.release(api)
     except ApiUnavailableError as error:
         log.warning("the lock is not released, the next recover will: %s", error)
-
-
-def _api_or_none(settings: Settings) -> PrefectApi | None:
-    try:
-        api = PrefectApi(settings)
-    except ApiUnavailableError:
-        return None
-    api.patience_s = settings.api_patience_undoing_s
-    return api

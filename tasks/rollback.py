@@ -170,8 +170,13 @@ class Rollback:
             FencedError: another process took over.
             CutOffError: the lease is over and the API cannot tell who has it now.
         """
+        if self._settings.only_host:
+            return
         lease = self._lease
-        if lease is None or self._settings.only_host:
+        if lease is None:
+            # begun with the API away, on the dead process's lease: it ends for us too
+            if time.time() >= self._journal.lease_until():
+                raise self._cut_off()
             return
         if lease.is_fenced:
             raise FencedError(f"{self._journal.deployment} was taken over by another process")
@@ -180,8 +185,11 @@ class Rollback:
         try:
             lease.renew(self._api)
         except ApiUnavailableError as error:
-            raise CutOffError(
-                f"the lease of {self._journal.deployment} is over and Prefect's API is away: another host "
-                "may have taken over, so this one stops here. Once the API answers, recover goes on by itself; "
-                "if no other host exists, set SOVEREIGN_ONLY_HOST=true and run recover."
-            ) from error
+            raise self._cut_off() from error
+
+    def _cut_off(self) -> CutOffError:
+        return CutOffError(
+            f"the lease of {self._journal.deployment} is over and Prefect's API is away: another host "
+            "may have taken over, so this one stops here. Once the API answers, recover goes on by itself; "
+            "if no other host exists, set SOVEREIGN_ONLY_HOST=true and run recover."
+        )

@@ -58,7 +58,13 @@ ENTRIES = [
     Planned(plan=plan_rollout(CHANGE, Canary(), fleet(), state(fleet()))),
     *(Intent(number=n, title=f"step {n}", undo=undo) for n, undo in enumerate(UNDO_STEPS)),
     Done(number=0),
-    Decided(title="watch", outcome=Outcome.PASS, reasons=("0 errors in 100 requests",)),
+    Decided(
+        title="watch",
+        outcome=Outcome.PASS,
+        reasons=("shown to be below 0.05",),
+        canary_requests=200,
+        canary_error_ratio=0.01,
+    ),
     Undone(number=3),
     Held(number=0, reason="blue is dead"),
     Moved(state="rolling_back", reason="15 % errors", by="flow"),
@@ -139,4 +145,7 @@ def test_pages_are_bounded_and_newest_first():
 
 
 def test_decisions_are_shown_with_their_arithmetic():
-    assert "| watch | **PASS** | 0 errors in 100 requests |" in decision_page(view(ENTRIES))
+    assert (
+        "| watch | **PASS** | 1.00% of 200 failed | no requests | shown to be below 0.05 |"
+        in decision_page(view(ENTRIES))
+    )

@@ -1,0 +1,210 @@
+"""The main job on real parts: four deployments of an application under load, two of which go back.
+
+`make demo` runs it; `make demo KEEP=1` leaves everything running afterwards, to look at it in Prefect's UI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lab.calls import is_over, run_state, start_run
+from lab.figures import Figures, figures_of, plot_canary, sparkline
+from lab.load import Load
+from lab.production import Production
+from lab.releases import Behaviour
+from rules.journal import Decided, Entry, Intent, JournalView, Moved, parse, view
+from rules.record import in_words
+from rules.strategy import BlueGreen, Canary, CanaryLimits, Rolling, Strategy, Watching
+
+_DIRECTORY = Path(".lab/demo").absolute()
+_REQUESTS_PER_S = 200.0
+_RUN_TIMEOUT_S = 120.0
+_WATCH = Watching(limits=CanaryLimits(min_observation_s=3.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """One deployment of the demo, and what it is to end in."""
+
+    title: str
+    release: str
+    strategy: Strategy
+    ends: str
+    behaviour: Behaviour
+    taken_back_by_hand: bool = False
+
+
+#: Each release stops abruptly, dropping its open requests: whoever restarts it carelessly loses some.
+_SCENES = (
+    Scene(
+        "A good release, by canary", "2.0.0", Canary(watch=_WATCH), "promoted", Behaviour(abrupt_stop=True)
+    ),
+    Scene(
+        "A bad release (15 % errors), by canary",
+        "2.1.0",
+        Canary(watch=_WATCH),
+        "rolled_back",
+        Behaviour(abrupt_stop=True, error_ratio=0.15),
+    ),
+    Scene(
+        "Blue-green, then switched back by hand",
+        "3.0.0",
+        BlueGreen(watch=_WATCH),
+        "rolled_back",
+        Behaviour(abrupt_stop=True),
+        taken_back_by_hand=True,
+    ),
+    Scene("Rolling, instance by instance", "4.0.0", Rolling(), "promoted", Behaviour(abrupt_stop=True)),
+)
+
+
+class Demo:
+    """Plays the scenes one after the other and keeps what was measured."""
+
+    def __init__(self, production: Production, load: Load, console: Console) -> None:
+        self._production, self._load, self._console = production, load, console
+        self._application = production.applications["web"]
+        self._api_url = production.prefect.api_url
+        self.figures: list[Figures] = []
+        self.plotted: JournalView | None = None
+        self.went_as_told = True
+
+    def play(self, scene: Scene) -> None:
+        """Deploy one release through the API and follow it to its end."""
+        self._console.rule(f"[bold]{scene.title}")
+        change = self._application.change(scene.release, scene.behaviour)
+        parameters = {
+            "change": change.model_dump(mode="json"),
+            "strategy": scene.strategy.model_dump(mode="json"),
+        }
+        run_id = start_run(self._api_url, "deploy/deploy", parameters, key=f"demo-{scene.release}")
+        self._follow(run_id, scene.release)
+        if scene.taken_back_by_hand:
+            deployment = self._journal(scene.release).opened.deployment
+            self._console.print(f"[dim]roll-back of {deployment}, by hand[/dim]")
+            by_hand = {"deployment": deployment, "reason": "The demo shows the way back."}
+            self._follow(start_run(self._api_url, "roll-back/roll-back", by_hand), scene.release)
+        journal = self._journal(scene.release)
+        time.sleep(1)  # the last requests of this scene come to their end
+        self.figures.append(figures_of(journal, self._load.rows()))
+        if scene.behaviour.error_ratio:
+            self.plotted = journal
+        if journal.state != scene.ends:
+            self.went_as_told = False
+            self._console.print(f"[red]It was to end {scene.ends}, but is {journal.state}: {journal.reason}")
+
+    def _follow(self, run_id: str, release: str) -> None:
+        """Print each new journal entry until the flow run is over."""
+        began, shown = time.time(), len(self._entries(release))
+        deadline = time.monotonic() + _RUN_TIMEOUT_S
+        with self._console.status("waiting for the worker") as status:
+            while time.monotonic() < deadline:
+                state, _ = run_state(self._api_url, run_id)
+                entries = self._entries(release)
+                for entry in entries[shown:]:
+                    self._show(entry, began)
+                shown = len(entries)
+                status.update(f"{state.lower()}; {len(self._load.rows()):,} requests so far")
+                if is_over(state):
+                    return
+                time.sleep(0.3)
+        raise TimeoutError(f"flow run {run_id} has not ended after {_RUN_TIMEOUT_S:g} s")
+
+    def _show(self, entry: Entry, began: float) -> None:
+        if isinstance(entry, Intent | Decided | Moved):
+            words = in_words(entry).replace("**", "")
+            self._console.print(f"{entry.at.timestamp() - began:6.1f} s  {words}", markup=False)
+
+    def _entries(self, release: str) -> tuple[Entry, ...]:
+        name = release.replace(".", "-")
+        found = sorted(self._production.journal.glob(f"web-{name}-*/journal.jsonl"))
+        return parse(found[0].read_bytes()) if found else ()
+
+    def _journal(self, release: str) -> JournalView:
+        return view(self._entries(release))
+
+
+def show(demo: Demo, load: Load, console: Console) -> None:
+    """Print the table and the plot, and write summary.json."""
+    table = Table(title="What users saw", header_style="bold")
+    columns = (
+        "deployment",
+        "strategy",
+        "state",
+        "detected",
+        "out of traffic",
+        "verified",
+        "requests",
+        "failed",
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column in columns[:3] else "right")
+    for row in demo.figures:
+        times = (row.detected_s, row.out_of_traffic_s or row.switched_back_s, row.rolled_back_s)
+        cells = ("" if seconds is None else f"{seconds:.2f} s" for seconds in times)
+        colour = "green" if row.state == "promoted" else "yellow"
+        state = f"[{colour}]{row.state}[/{colour}]"
+        counts = (f"{row.requests:,}", f"{row.failed_requests:,}")
+        table.add_row(row.deployment, row.strategy, state, *cells, *counts)
+    console.print(table)
+    if demo.plotted:
+        rows = load.rows()
+        plot_canary(demo.plotted, rows, _DIRECTORY / "canary.png")
+        console.print("Error ratio of the bad release's deployment, second by second (a full block: 35 %):")
+        console.print(f"  canary {sparkline(demo.plotted, rows, of_new_release=True)}")
+        console.print(f"  stable {sparkline(demo.plotted, rows, of_new_release=False)}")
+        console.print(f"Plot: {(_DIRECTORY / 'canary.png').relative_to(Path.cwd())}")
+    summary = _DIRECTORY / "summary.json"
+    summary.write_text(json.dumps([dataclasses.asdict(row) for row in demo.figures], indent=2) + "\n")
+    console.print(f"Figures: {summary.relative_to(Path.cwd())}")
+
+
+def main() -> int:
+    """Play the demo; 0 when every scene ended as told."""
+    parser = argparse.ArgumentParser(prog="python -m lab.demo", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave everything running until Ctrl-C")
+    given = parser.parse_args()
+    console = Console()
+    began = time.monotonic()
+    shutil.rmtree(_DIRECTORY, ignore_errors=True)
+    production = Production(_DIRECTORY, cache=_DIRECTORY.parent / "cache")
+    with console.status("starting PostgreSQL, Prefect's server and worker, the application, HAProxy"):
+        production.start()
+    try:
+        with Load(production.applications["web"].url, _REQUESTS_PER_S, _DIRECTORY / "load") as load:
+            demo = Demo(production, load, console)
+            for scene in _SCENES:
+                demo.play(scene)
+        console.rule()
+        show(demo, load, console)
+        console.print(f"Took {time.monotonic() - began:.0f} s.")
+        _keep(production, console) if given.keep else _say_how_to_keep(console)
+    finally:
+        production.stop()
+    return 0 if demo.went_as_told else 1
+
+
+def _keep(production: Production, console: Console) -> None:
+    console.print(f"Prefect's UI: {production.prefect.ui_url}   (Ctrl-C ends everything)")
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        console.print("ending")
+
+
+def _say_how_to_keep(console: Console) -> None:
+    console.print("Look at it in Prefect's UI: make demo KEEP=1")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Our client of Prefect's API: patient with a server that is busy, quick to say that it is cut off."""
+
+from __future__ import annotations
+
+import base64
+import time
+
+import pytest
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+from lab.ports import free_port
+from rules.errors import ApiUnavailableError
+from tasks.prefect_api import PrefectApi
+from tasks.settings import Settings
+from tests.tasks.gateway import Fault, api_through, gateway
+
+SETTINGS = Settings(api_patience_s=3, api_patience_undoing_s=0.3, api_timeout_s=0.5)
+
+
+def test_without_an_api_url_it_says_what_to_set():
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        with pytest.raises(ApiUnavailableError, match="PREFECT_API_URL is not set"):
+            PrefectApi(SETTINGS)
+
+
+def test_gives_up_within_its_patience_when_nobody_listens():
+    began = time.monotonic()
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}):
+        with PrefectApi(SETTINGS) as api, api.impatient():
+            with pytest.raises(ApiUnavailableError, match="GET health: ConnectError"):
+                api.request("GET", "health")
+    assert time.monotonic() - began < 1.5
+
+
+def test_is_as_patient_as_before_once_it_was_impatient():
+    with api_through("", SETTINGS) as (api, _):
+        with pytest.raises(RuntimeError), api.impatient():
+            assert api.patience_s == SETTINGS.api_patience_undoing_s
+            raise RuntimeError
+        assert api.patience_s == SETTINGS.api_patience_s
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_repeats_what_a_busy_server_did_not_take(status):
+    with api_through("", SETTINGS) as (api, between):
+        between.faults = [Fault(status=status, times=2)]
+        assert api.request("POST", "artifacts/", {"key": "a"}).status_code == 200
+        assert between.bodies("artifacts/") == [{"key": "a"}] * 3
+
+
+def test_repeats_no_request_that_the_server_understood_and_refused():
+    with api_through("", SETTINGS) as (api, between):
+        between.faults = [Fault(status=422)]
+        with pytest.raises(ApiUnavailableError, match="HTTP 422.*told to fail"):
+            api.request("POST", "artifacts/", {"key": "a"})
+        assert len(between.seen) == 1
+
+
+def test_an_error_status_that_the_caller_expects_is_an_answer():
+    with api_through("", SETTINGS) as (api, between):
+        between.faults = [Fault(status=404)]
+        assert api.request("GET", "variables/x", accept=frozenset({404})).status_code == 404
+
+
+def test_a_server_that_takes_the_request_and_says_nothing_does_not_hold_it_up():
+    with api_through("", SETTINGS) as (api, between):
+        between.faults = [Fault(meanwhile=lambda: time.sleep(2))]
+        began = time.monotonic()
+        with api.impatient(), pytest.raises(ApiUnavailableError, match="ReadTimeout"):
+            api.request("GET", "health")
+        assert time.monotonic() - began < 1.5
+
+
+def test_signs_its_requests_where_the_server_wants_it():
+    with gateway() as between, temporary_settings({PREFECT_API_AUTH_STRING: "deployer:se:cret"}):
+        with PrefectApi(SETTINGS) as api:
+            api.request("GET", "health")
+    signature = base64.b64encode(b"deployer:se:cret").decode()
+    assert between.seen[0].headers["Authorization"] == f"Basic {signature}"
