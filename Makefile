@@ -15,7 +15,7 @@ demo: setup  ## show it: a small production on this machine, deployed to, broken
 	@$(python) -m lab.demo
 
 test: setup  ## run all tests, the crash tests too
-	@$(python) -m pytest -n 2 --dist worksteal
+	@$(python) -m pytest -n 2 --dist loadgroup
 
 lint: setup  ## check style, types, room borders and dependencies
 	@.venv/bin/ruff check .

@@ -6,7 +6,7 @@ from prefect import flow
 
 from blocks.application import load_fleet
 from flows.guard import guarded, take_back_after, taken_back_on_failure
-from flows.rollout import OPEN, keep_plan, opening, plan_now, verify, walk
+from flows.rollout import OPEN, ended_with_nothing_to_do, keep_plan, opening, plan_now, verify, walk
 from rules.change import ApplicationRelease
 from rules.record import DeploymentRecord, record_of
 from rules.strategy import BlueGreen, Canary, InPlace, Rolling
@@ -46,7 +46,10 @@ def update_application(
         return record_of(deployment.journal.read())
     settings, fleet = Settings(), load_fleet(change.application)
     with guarded(opening(change, strategy, fleet, settings), settings) as deployment:
-        keep_plan(deployment, plan_now(change, strategy, fleet))
+        plan = plan_now(change, strategy, fleet)
+        keep_plan(deployment, plan)
+        if ended_with_nothing_to_do(deployment, plan):
+            return record_of(deployment.journal.read())
         _roll_out(deployment)
         supersede_promoted(deployment.opened, deployment.api, settings)
         deployment.promote("Every step was done and verified.")

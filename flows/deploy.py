@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from blocks.application import load_fleet
 from flows.application import update_application
 from flows.guard import guarded, take_back_after
-from flows.rollout import OPEN, keep_plan, opening, plan_now
+from flows.rollout import OPEN, ended_with_nothing_to_do, keep_plan, opening, plan_now
 from rules.baseline import Baseline, compare
 from rules.change import ApplicationRelease
 from rules.errors import GateBlockedError, StepFailedError
@@ -62,8 +62,7 @@ def deploy(
         plan = plan_now(change, strategy, fleet)
         keep_plan(deployment, plan)
         _gate(deployment, plan)
-        if not plan.steps:
-            deployment.end_unchanged("aborted", f"Release {change.release} is in place already.")
+        if ended_with_nothing_to_do(deployment, plan):
             return record_of(deployment.journal.read())
         before = baseline(fleet, window_s=settings.baseline_s)
         _roll_out(deployment, plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -102,8 +103,8 @@ def cause_of(error: BaseException) -> str:
     """Return why a deployment is taken back, in words for the journal."""
     if isinstance(error, DeployError):
         return f"{str(error).rstrip('.')}."
-    if isinstance(error, TimeoutError):
-        return f"The flow ran out of time ({error})."
+    if isinstance(error, (TimeoutError, asyncio.CancelledError)):  # in a synchronous flow: Prefect's timeout
+        return "The flow ran out of time."
     if not isinstance(error, Exception):
         return f"The run was told to stop ({type(error).__name__})."
     return f"Unexpected {type(error).__name__}: {error}."

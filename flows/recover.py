@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from prefect import flow, get_run_logger
 
 from rules.errors import DeployError
@@ -50,3 +52,14 @@ def roll_back(deployment: str, reason: str) -> DeploymentRecord:
     if record.state not in ("rolled_back", "aborted"):
         raise DeployError(f"{record.deployment} is {record.state} and cannot be taken back: {view.reason}")
     return record
+
+
+def recover_here() -> None:
+    """Do what `recover` does with no flow run and no API: `python -m flows.recover` on the worker's host."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for one in recover_all(by="person", settings=Settings()):
+        logging.getLogger(__name__).info("%s is %s. %s", one.deployment, one.state, one.reason)
+
+
+if __name__ == "__main__":
+    recover_here()

@@ -49,9 +49,17 @@ def plan_now(change: Change, strategy: Strategy, fleet: Fleet) -> Plan:
 
 
 def keep_plan(deployment: OpenDeployment, plan: Plan) -> None:
-    """Keep the plan in the journal and show it; a plan without steps ends the deployment."""
+    """Keep the plan in the journal, and show it."""
     deployment.planned(plan)
     publish_plan(deployment, plan)
+
+
+def ended_with_nothing_to_do(deployment: OpenDeployment, plan: Plan) -> bool:
+    """End a deployment whose plan has no steps; return whether that was so."""
+    if plan.steps:
+        return False
+    deployment.end_unchanged("aborted", f"Release {plan.change.release} is in place already.")
+    return True
 
 
 def walk(deployment: OpenDeployment, plan: Plan) -> None:

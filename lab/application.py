@@ -75,6 +75,8 @@ class LabApplication:
             side: {f"{side}-{number}": free_port() for number in range(1, size + 1)}
             for side, size in sizes.items()
         }
+        # one client: making it costs more than asking
+        self._http = httpx.Client(timeout=2.0, limits=httpx.Limits(max_keepalive_connections=0))
         self.ports = {name: port for servers in self.backends.values() for name, port in servers.items()}
         self.haproxy = LabHaproxy(
             self.directory / "haproxy", self.backends, route_key=name, live=SIDES[0], candidate=SIDES[1]
@@ -190,13 +192,13 @@ class LabApplication:
 
     def _serves(self) -> bool:
         try:
-            return httpx.get(f"{self.url}health", timeout=2.0).is_success
+            return self._http.get(f"{self.url}health").is_success
         except httpx.HTTPError:
             return False
 
     def _running(self, instance: str) -> str | None:
         try:
-            answer = httpx.get(self._health_url(instance), timeout=2.0)
+            answer = self._http.get(self._health_url(instance))
         except httpx.HTTPError:
             return None
         return str(answer.json()["version"]) if answer.is_success else None

@@ -34,6 +34,7 @@ class CrashLab:
         self.change = self.application.change("2.0.0")
         self._load: Load | None = None
         self._directory = directory
+        self._http = httpx.Client(timeout=10, limits=httpx.Limits(max_keepalive_connections=0))
 
     def start(self) -> None:
         """Bring the fleet up in its first release, with users."""
@@ -61,6 +62,6 @@ class CrashLab:
 
     def snapshot(self) -> dict[str, Any]:
         """Return links, staged releases, running versions, the balancer's memory and file, and the lock."""
-        answer = httpx.post(f"{os.environ['PREFECT_API_URL']}/variables/filter", json={}, timeout=10)
+        answer = self._http.post(f"{os.environ['PREFECT_API_URL']}/variables/filter", json={})
         locks = sorted(row["name"] for row in answer.raise_for_status().json())
         return {**self.application.observed(), "locks": locks}

@@ -90,7 +90,7 @@ def plot_canary(view: JournalView, rows: Sequence[Row], path: Path) -> None:
 
 
 def sparkline(view: JournalView, rows: Sequence[Row], *, of_new_release: bool) -> str:
-    """Return the error ratio of one side, second by second, in block characters; a dot where no request was."""
+    """Return the error ratio of one side, second by second, in block characters; a dot: no request."""
     record = record_of(view)
     began, ended = record.started_at.timestamp(), record.ended_at.timestamp() + 2
     side = [

@@ -56,8 +56,9 @@ frontend app
     acl is_canary var(txn.bucket),sub(txn.share) lt 0
     http-request set-var(txn.side) var(txn.candidate) if is_canary
     http-request set-var(txn.side) var(txn.live) unless is_canary
-    http-response set-header X-Backend %b
-    http-response set-header X-Server %s
+    # also on answers that HAProxy gives itself, such as 503 when no server is up
+    http-after-response set-header X-Backend %b
+    http-after-response set-header X-Server %s
     use_backend %[var(txn.side)]
     default_backend {live}
 """

@@ -36,7 +36,7 @@ class LabNix:
     @property
     def environment(self) -> dict[str, str]:
         """What tells Nix's commands to use this store, and nothing of the user's."""
-        places = {"STORE": "store", "STATE": "var", "LOG": "log", "CONF": "etc", "CACHE": "home/.cache"}
+        places = {"STORE": "store", "STATE": "var", "LOG": "log", "CONF": "etc"}
         variables = {f"NIX_{name}_DIR": str(self.directory / place) for name, place in places.items()}
         home = str(self.directory / "home")
         return {

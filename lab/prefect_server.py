@@ -16,6 +16,7 @@ from typing import Self
 import httpx
 
 from lab import processes
+from lab.calls import client
 from lab.ports import LOCALHOST, free_port, give_back
 from lab.postgres import Postgres, programs
 
@@ -110,7 +111,7 @@ class PrefectServer:
 
     def _is_ready(self) -> bool:
         try:
-            return httpx.get(f"{self.api_url}/ready", timeout=2.0).is_success
+            return client().get(f"{self.api_url}/ready", timeout=2.0).is_success
         except httpx.HTTPError:
             return False
 
@@ -179,7 +180,7 @@ class Worker:
     def _is_online(self) -> bool:
         url = f"{self.environment['PREFECT_API_URL']}/work_pools/{self.pool}/workers/filter"
         try:
-            answer = httpx.post(url, json={}, timeout=2.0)
+            answer = client().post(url, json={}, timeout=2.0)
         except httpx.HTTPError:
             return False
         return answer.is_success and any(worker["name"] == self._name for worker in answer.json())

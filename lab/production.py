@@ -16,6 +16,7 @@ import httpx
 
 from lab import processes
 from lab.application import LabApplication
+from lab.calls import client
 from lab.identity import started_ticks
 from lab.ports import give_back
 from lab.postgres import Postgres
@@ -110,7 +111,7 @@ class Production:
     def register(self) -> None:
         """Make known to Prefect what deployments need: work pool, deployments, blocks, automation."""
         pools = f"{self.prefect.api_url}/work_pools/"
-        answer = httpx.post(pools, json={"name": WORK_POOL, "type": "process"}, timeout=10.0)
+        answer = client().post(pools, json={"name": WORK_POOL, "type": "process"}, timeout=10.0)
         if answer.status_code != httpx.codes.CONFLICT:  # there already, after a restart
             answer.raise_for_status()
         fleets = [application.fleet for application in self.applications.values()]

@@ -43,7 +43,8 @@ install_packages() {
 
 # Print the packages of programs that are not here. Without them some tests skip; no flow needs them here.
 missing_packages() {
-    for wanted in ssh:openssh-client sshd:openssh-server socat:socat setpriv:util-linux nix-store:nix-bin; do
+    for wanted in ssh:openssh-client sshd:openssh-server socat:socat setpriv:util-linux nix-store:nix-bin \
+        systemd-nspawn:systemd-container; do
         PATH="$PATH:/usr/sbin:/sbin" command -v "${wanted%%:*}" >/dev/null || printf '%s ' "${wanted#*:}"
     done
 }
@@ -53,7 +54,7 @@ provide_programs() {
     [ -n "$missing" ] || return 0
     # shellcheck disable=SC2086  # a list of package names
     if may_install && (install_packages $missing); then return; fi
-    if may_install && [ "${CI:-}" = true ]; then fail "could not install $missing"; fi
+    if may_install && [ "${CI:-}" = true ]; then fail "could not install ${missing% }"; fi
     say "not installed: ${missing% } (Debian's names); the tests that need them are skipped"
 }
 

@@ -34,9 +34,9 @@ def severity(state: DeploymentState) -> Severity | None:
             return Severity.P0
         case "rolled_back":
             return Severity.P2
-        case "blocked" | "aborted":
+        case "blocked":
             return Severity.P3
-        case "running" | "promoted" | "rolling_back" | "completed" | "superseded":
+        case "running" | "promoted" | "rolling_back" | "completed" | "superseded" | "aborted":
             return None
 
 

@@ -87,11 +87,10 @@ class WatchSide(Frozen):
 
 
 class ObserveBatch(Frozen):
-    """Watch a batch just rejoined beside the others for a fixed time; a FAIL verdict stops the rollout."""
+    """Watch a batch just rejoined beside the rest of its side for a while; a FAIL verdict stops it all."""
 
     action: Literal["observe_batch"] = "observe_batch"
     instances: tuple[Name, ...]
-    others: tuple[Name, ...]
     observe_s: Seconds
     limits: CanaryLimits
 

@@ -125,7 +125,8 @@ def decision_page(journal: JournalView) -> str:
     """Return every verdict of a deployment as a Markdown page."""
     rows = [
         f"| {e.at:%H:%M:%S} | {_cell(e.title)} | **{e.outcome}** "
-        f"| {_side(e.canary_requests, e.canary_error_ratio)} | {_side(e.stable_requests, e.stable_error_ratio)} "
+        f"| {_side(e.canary_requests, e.canary_error_ratio)} "
+        f"| {_side(e.stable_requests, e.stable_error_ratio)} "
         f"| {_cell('; '.join(e.reasons))} |"
         for e in journal.entries
         if isinstance(e, Decided)

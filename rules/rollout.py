@@ -148,13 +148,12 @@ def _rolling(strategy: Rolling, fleet: Fleet, before: FleetState, *, update: Upd
     for start in range(0, len(members), strategy.batch_size):
         batch = members[start : start + strategy.batch_size]
         names = tuple(instance.name for instance in batch)
-        others = tuple(i.name for i in members if i.name not in names)
         if fleet.route:
             yield from (_drain(name, strategy) for name in names)
         yield from chain.from_iterable(update(instance) for instance in batch)
         if fleet.route:
             yield from (_rejoin(name, strategy) for name in names)
-        observe = ObserveBatch(instances=names, others=others, observe_s=strategy.observe_s, limits=limits)
+        observe = ObserveBatch(instances=names, observe_s=strategy.observe_s, limits=limits)
         yield _step(f"observe {', '.join(names)}", observe)
 
 
@@ -219,8 +218,8 @@ def _refuse_too_many_out(
     out = len(names) - len(up)
     if out + strategy.batch_size > strategy.max_unavailable:
         raise InvalidRequestError(
-            f"{out} of {len(names)} are out already ({', '.join(sorted(set(names) - up)) or 'none'}); a batch "
-            f"of {strategy.batch_size} more would exceed max_unavailable={strategy.max_unavailable}"
+            f"{out} of {len(names)} are out already ({', '.join(sorted(set(names) - up)) or 'none'}); a "
+            f"batch of {strategy.batch_size} more would exceed max_unavailable={strategy.max_unavailable}"
         )
     if fleet.route and strategy.batch_size >= len(names):
         raise InvalidRequestError(

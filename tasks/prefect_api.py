@@ -42,7 +42,7 @@ class PrefectApi:
             timeout=settings.api_timeout_s,
             auth=httpx.BasicAuth(*auth) if auth else None,
             headers=headers,
-            verify=not api.tls_insecure_skip_verify,
+            verify=api.url.startswith("https") and not api.tls_insecure_skip_verify,
         )
 
     def __enter__(self) -> Self:

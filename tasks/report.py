@@ -22,25 +22,35 @@ log = logging.getLogger(__name__)
 
 def publish_plan(deployment: OpenDeployment, plan: Plan) -> None:
     """Show what will be done, each step with its way back."""
-    _publish(deployment, "plan", "markdown", plan_page(plan), "What will be done, and each step's way back")
+    _publish(
+        deployment,
+        "plan",
+        "markdown",
+        plan_page(plan),
+        description="What will be done, and each step's way back",
+    )
 
 
 def publish_progress(deployment: OpenDeployment, plan: Plan, step: Step) -> None:
     """Show how far the rollout is."""
-    percent = 100.0 * (step.number + 1) / len(plan.steps)
-    _publish(deployment, "progress", "progress", percent, step.title)
+    percent, before = (100.0 * done / len(plan.steps) for done in (step.number + 1, step.number))
+    if int(percent) == int(before):
+        return  # a long plan must not cost more to show than to do
+    _publish(deployment, "progress", "progress", percent, description=step.title)
 
 
 def publish_checklist(deployment: OpenDeployment, report: ChecklistReport) -> None:
     """Show the gate's rows."""
     rows = [check.model_dump(mode="json") for check in report.checks]
-    _publish(deployment, "checklist", "table", json.dumps(rows), "Checklist before the deployment")
+    _publish(
+        deployment, "checklist", "table", json.dumps(rows), description="Checklist before the deployment"
+    )
 
 
 def publish_comparison(deployment: OpenDeployment, comparisons: tuple[Comparison, ...]) -> None:
     """Show the metrics before and after."""
     rows = [comparison.model_dump(mode="json") for comparison in comparisons]
-    _publish(deployment, "comparison", "table", json.dumps(rows), "Metrics before and after")
+    _publish(deployment, "comparison", "table", json.dumps(rows), description="Metrics before and after")
 
 
 def publish_end(deployment: OpenDeployment) -> None:
@@ -48,7 +58,11 @@ def publish_end(deployment: OpenDeployment) -> None:
     view = deployment.journal.read()
     if any(isinstance(entry, Decided) for entry in view.entries):
         _publish(
-            deployment, "decisions", "markdown", decision_page(view), "Every verdict, with its arithmetic"
+            deployment,
+            "decisions",
+            "markdown",
+            decision_page(view),
+            description="Every verdict, with its arithmetic",
         )
     publish_record(deployment.api, view)
 
@@ -74,7 +88,9 @@ def publish_record(api: PrefectApi, view: JournalView) -> None:
     _send(api, {**artifact, "flow_run_id": view.opened.flow_run_id})
 
 
-def _publish(deployment: OpenDeployment, kind: str, form: str, data: str | float, description: str) -> None:
+def _publish(
+    deployment: OpenDeployment, kind: str, form: str, data: str | float, *, description: str
+) -> None:
     artifact = _artifact(f"{kind}-{deployment.name}", form, data, description)
     _send(deployment.api, {**artifact, "flow_run_id": deployment.opened.flow_run_id})
 

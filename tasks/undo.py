@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rules.errors import DeployError
+from rules.errors import DeployError, UndoFailedError
 from rules.fleet import Fleet
 from rules.traffic import Traffic
 from rules.undo import RemoveRelease, RestoreRelease, RestoreServer, RestoreTraffic, UndoStep
@@ -76,6 +76,11 @@ def _restore_server(step: RestoreServer, fleet: Fleet, *, settings: Settings) ->
     if haproxy.server_admin(address, backend, server) == step.admin:
         return
     if step.admin == "ready":
+        # HAProxy would send it users at once, on the strength of a check from before it was taken out
+        if running_release(fleet.instance(step.instance)) is None:
+            raise UndoFailedError(
+                f"{step.instance} does not answer its probe and is left out of the balancer"
+            )
         haproxy.rejoin(address, backend, server, deadline_s=settings.command_timeout_s)
     else:
         haproxy.drain(address, backend, server, deadline_s=step.drain_s)

@@ -128,21 +128,25 @@ def _sides(fleet: Fleet, action: WatchSide) -> Reading:
 
 
 def _batch(fleet: Fleet, action: ObserveBatch) -> Reading:
+    """Count the batch's answers, and those of the rest of its side: who serves users beside it."""
     address = _balancer(fleet)
+    batch = tuple(fleet.instance(name) for name in action.instances)
+    backend = batch[0].backend or ""
+    rest = tuple(member for member in fleet.side(backend) if member not in batch)
 
-    def total(names: tuple[str, ...]) -> Counts:
-        members = [fleet.instance(name) for name in names]
-        return sum((_server_counts(address, member) for member in members), Counts())
+    def read() -> tuple[Counts, Counts]:
+        counted = haproxy.server_counts(address, backend)
+        return _total(counted, batch), _total(counted, rest)
 
-    return lambda: (total(action.instances), total(action.others))
+    return read
+
+
+def _total(counted: dict[str, Counts], members: tuple[Instance, ...]) -> Counts:
+    return sum((counted[member.server or ""] for member in members), Counts())
 
 
 def _nothing() -> tuple[Counts, Counts]:
     return Counts(), Counts()
-
-
-def _server_counts(address: HaproxyAddress, member: Instance) -> Counts:
-    return haproxy.server_counts(address, member.backend or "")[member.server or ""]
 
 
 def _balancer(fleet: Fleet) -> HaproxyAddress:

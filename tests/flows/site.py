@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import secrets
+import subprocess
 import sys
+import time
+import uuid
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
@@ -18,9 +21,10 @@ from lab.load import Load
 from lab.prefect_server import PrefectServer
 from lab.releases import GOOD, Behaviour
 from rules.change import ApplicationRelease
-from rules.fleet import Fleet
+from rules.fleet import CommandService, FleetState
 from rules.journal import Intent, JournalView
 from rules.strategy import Canary, CanaryLimits, Strategy, Watching
+from tasks.fleet import observe_fleet
 from tasks.journal import journals
 from tasks.lease import Owner, lock_name
 from tasks.settings import Settings
@@ -32,6 +36,8 @@ ENDLESS = Canary(
     steps_percent=(50, 100),
     watch=Watching(tick_s=0.2, deadline_s=600, limits=CanaryLimits(min_observation_s=600)),
 )
+#: Limits that few requests satisfy: what is tested is the way there and back, not the verdict.
+EASY = CanaryLimits(success_error_ratio=0.5, failure_error_ratio=0.9, min_observation_s=0.2)
 #: A lease that is over within a test. Only for tests that wait for that: on a busy machine it is tight.
 SHORT_LEASE = {
     "SOVEREIGN_LEASE_S": "6",
@@ -60,36 +66,56 @@ class Site:
 
     def __init__(self, directory: Path, server: PrefectServer) -> None:
         self.directory, self.server = directory, server
-        self.journal_dir = directory / "journal"
         # a name of its own: a lock that a failed test leaves is in nobody's way
         name = f"web-{secrets.token_hex(3)}"
         self.application = LabApplication(directory / "web", blue=2, green=1, name=name)
-        self.load = Load(self.application.url, _RATE_PER_S, directory / "load")
+        self.load = Load(self.application.url, _RATE_PER_S, directory / "load", max_duration_s=3600)
         self.before: Observed | None = None
+        self._is_saved_as_built = False
+        self._journals = 0
+        self._began = time.time()
         self._started: list[processes.Process] = []
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Bring the application up in its first release, with users, and make it known to Prefect."""
         self.application.start()
         try:
             self.load.start()
-            _save(self.application.fleet)
-            self.before = self.application.observed()
+            self.begin()
         except BaseException:
             self.stop()
             raise
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+    def begin(self) -> None:
+        """Be ready for one more test, with a journal of its own."""
+        self._journals += 1
+        self._began = time.time()
+        if not self._is_saved_as_built:
+            self.save()
+        self.before = self.application.observed()
 
-    def stop(self) -> None:
-        """Leave nothing behind, also of processes that a test has stopped and not woken."""
+    def end(self) -> None:
+        """End what a test has started, also what it has stopped and not woken."""
         for process in self._started:
             process.kill()
+
+    def stop(self) -> None:
+        """Leave nothing behind."""
+        self.end()
         self.load.stop()
         self.application.stop()
+
+    def is_as_built(self) -> bool:
+        """Whether nobody could tell that there has been a deployment: the next test may have this site."""
+        try:
+            return self.application.observed() == self.before and self.owner() is None
+        except (httpx.HTTPError, OSError):
+            return False
+
+    @property
+    def journal_dir(self) -> Path:
+        """The journals of this test's deployments."""
+        return self.directory / f"journal-{self._journals}"
 
     def variables(self) -> dict[str, str]:
         """Return the environment of a process that deploys here."""
@@ -105,6 +131,16 @@ class Site:
     def change(self, release: str = "2.0.0", behaviour: Behaviour = GOOD) -> ApplicationRelease:
         """Build a release and return the change that deploys it."""
         return self.application.change(release, behaviour)
+
+    def save(self, **changed: Any) -> None:
+        """Make the application known to Prefect, its instances changed like this."""
+        # Prefect's settings are set by now
+        from lab.register import save_blocks  # noqa: PLC0415
+
+        self._is_saved_as_built = not changed
+        fleet = self.application.fleet
+        instances = tuple(instance.model_copy(update=changed) for instance in fleet.instances)
+        save_blocks(fleet.model_copy(update={"instances": instances}))
 
     # --- processes that deploy ---------------------------------------------------------------------
 
@@ -122,6 +158,19 @@ class Site:
         )
         self._started.append(process)
         return process
+
+    def run_without_prefect(self, environment: Mapping[str, str] | None = None) -> str:
+        """Recover as a person does on the host while Prefect is down; return what is said."""
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.recover"],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            env=processes.clean_environment(self.directory, {**self.variables(), **(environment or {})}),
+        )
+        return done.stderr
 
     def deploying(
         self,
@@ -141,10 +190,14 @@ class Site:
     ) -> processes.Process:
         """Start a canary and return while it has half of the users, and stays like that."""
         process = self.deploying(change, ENDLESS, environment)
-        processes.wait_until(
-            lambda: self.is_watching(change.release), timeout_s=PATIENCE_S, what="a canary", process=process
-        )
+        self.wait_until_halfway(change.release, process)
         return process
+
+    def wait_until_halfway(self, release: str, process: processes.Process | None = None) -> None:
+        """Wait until a canary of `release` has half of the users."""
+        processes.wait_until(
+            lambda: self.is_watching(release), timeout_s=PATIENCE_S, what="a canary", process=process
+        )
 
     def is_watching(self, release: str) -> bool:
         """Whether the newest deployment of `release` has moved traffic and watches it."""
@@ -161,7 +214,30 @@ class Site:
             lambda: not process.is_alive(), timeout_s=within_s, what=f"{process.name} to end"
         )
 
+    def lock_as_lost_host(self, target: str, *, lease_s: float) -> None:
+        """Take a target's lock as a host does that is lost at once."""
+        owner = Owner(
+            deployment=f"{self.application.name}-9-9-9",
+            flow_run_id=str(uuid.uuid4()),
+            host="lost",
+            pid=1,
+            since=datetime.now(UTC),
+            lease_s=lease_s,
+        )
+        row = {"name": lock_name(target), "value": owner.model_dump(mode="json"), "tags": []}
+        self.ask("POST", "variables/", row).raise_for_status()
+
+    def serve_again(self, instance: str) -> None:
+        """Start an instance that was killed, as its supervisor would."""
+        service = self.application.fleet.instance(instance).service
+        assert isinstance(service, CommandService)
+        subprocess.run(service.start, check=True, stdin=subprocess.DEVNULL, timeout=20)
+
     # --- what is seen ------------------------------------------------------------------------------
+
+    def failed_requests(self, since: float = 0.0) -> int:
+        """Return how many users of this test have had no good answer, from a time of the day on."""
+        return sum(row["failed"] for row in self.load.rows() if row["t"] >= max(since, self._began))
 
     def settings(self, **changed: Any) -> Settings:
         """Return the settings of this host, some of them changed."""
@@ -177,6 +253,10 @@ class Site:
         (view,) = self.views()
         return view
 
+    def fleet_state(self) -> FleetState:
+        """Return the application's state as deployments read it."""
+        return observe_fleet(self.application.fleet)
+
     def owner(self) -> Owner | None:
         """Return who has the lock of the application; None when it is free."""
         name = lock_name(f"application-{self.application.name}")
@@ -190,6 +270,11 @@ class Site:
         state = self.ask("GET", f"flow_runs/{flow_run_id}").raise_for_status().json()["state"]
         return state["type"], state["message"] or ""
 
+    def children(self, flow_run_id: str) -> list[str]:
+        """Return the ids of a flow run's child runs."""
+        wanted = {"flow_runs": {"parent_flow_run_id": {"any_": [flow_run_id]}}}
+        return [run["id"] for run in self.ask("POST", "flow_runs/filter", wanted).json()]
+
     def artifact(self, key: str) -> str:
         """Return the newest artifact of a key as text; empty when there is none."""
         answer = self.ask("GET", f"artifacts/{key}/latest")
@@ -198,9 +283,3 @@ class Site:
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         """Send a request to Prefect's API, as any program would."""
         return httpx.request(method, f"{self.server.api_url}/{path}", json=body, timeout=10)
-
-
-def _save(fleet: Fleet) -> None:
-    from lab.register import save_blocks  # noqa: PLC0415 - Prefect's settings are set by then
-
-    save_blocks(fleet)

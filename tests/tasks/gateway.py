@@ -49,7 +49,7 @@ class Seen:
 
 @dataclass
 class Gateway:
-    """`url` is the API's address; without an `upstream` every request is answered 200 with an empty object."""
+    """`url` is the API's address; without an `upstream` every request is answered 200 and `{}`."""
 
     upstream: str = ""
     url: str = ""
@@ -101,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_GET = do_POST = do_PATCH = do_DELETE = _respond
+    do_GET = do_POST = do_PATCH = do_DELETE = _respond  # noqa: N815 - the names http.server asks for
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""

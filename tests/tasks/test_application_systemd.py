@@ -35,6 +35,9 @@ from tasks.application import (
 from tests.requirements import need
 from tests.tasks.updating import DEPLOYMENT, NEXT_RELEASE, SETTINGS, pid
 
+#: Only one is booted at a time, so one worker should have them all.
+pytestmark = pytest.mark.xdist_group("systemd")
+
 NAME = "web-1"
 RECORDED = RestoreRelease(instance=NAME, release=FIRST_RELEASE, running=FIRST_RELEASE)
 PYTHON = Path(sys.executable).resolve()

@@ -216,9 +216,11 @@ def test_a_deployment_that_changed_nothing_frees_its_lock_and_is_mirrored(opened
 
 
 def test_what_is_left_open_keeps_its_lock_for_who_recovers_it(opened, api, settings):
-    with pytest.raises(KeyboardInterrupt), open_deployment(opened, api, settings) as deployment:
-        deployment.perform(STEP, lambda: None)
+    def interrupted() -> None:
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), open_deployment(opened, api, settings) as deployment:
+        deployment.perform(STEP, interrupted)
     assert current_holding(api, opened.target).owner.deployment == opened.deployment
 
 

@@ -102,11 +102,12 @@ def test_a_deployment_is_begun_only_once(journal, opened):
 def test_nobody_ever_sees_a_journal_without_its_opening_and_its_living_owner(tmp_path):
     begun, wrong = threading.Event(), []
 
+    def is_begun(found: JournalFile) -> bool:
+        return found.owner_lives() and found.owner_pid() == os.getpid() and found.read().state == "running"
+
     def look() -> None:
         while not begun.is_set():
-            for found in journals(tmp_path):
-                if not found.owner_lives() or found.owner_pid() != os.getpid() or not found.read().entries:
-                    wrong.append(found.deployment)
+            wrong.extend(found.deployment for found in journals(tmp_path) if not is_begun(found))
 
     watcher = threading.Thread(target=look)
     watcher.start()

@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +82,7 @@ def deployed(pair: LabApplication, settings: Settings) -> tuple[JournalFile, Ope
     haproxy.set_traffic(pair.fleet.route, AWAY)
     journal = JournalFile(settings.journal_dir, opened.deployment)
     journal.adopt(b"".join(line(entry) for entry in (opened, Planned(plan=plan), *intents)))
+    journal.note_lease(time.time() + 300)
     return journal, opened, plan
 
 
@@ -222,6 +224,15 @@ def test_undoes_nothing_once_its_lease_is_over_and_nobody_can_tell_who_has_it(
         wait_until(lambda: lease.left_s < 0, timeout_s=5, what="the lease's end")
         with pytest.raises(CutOffError, match="another host may have taken over"):
             Rollback(journal, settings=settings, by="flow", lease=lease, api=api).run(CAUSE)
+    assert undone(journal) == []
+
+
+def test_without_a_lock_of_its_own_it_undoes_only_while_the_dead_processs_lease_runs(paper, settings):
+    journal, _ = paper
+    journal.note_lease(time.time() - 1)
+    with pytest.raises(CutOffError, match="another host may have taken over"):
+        Rollback(journal, settings=settings, by="recover").run(CAUSE)
+    assert journal.read().state == "rolling_back"
     assert undone(journal) == []
 
 
