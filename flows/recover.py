@@ -56,7 +56,8 @@ def roll_back(deployment: str, reason: str) -> DeploymentRecord:
 
 def recover_here() -> None:
     """Do what `recover` does with no flow run and no API: `python -m flows.recover` on the worker's host."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # Prefect has set up logging by now, for warnings only
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for one in recover_all(by="person", settings=Settings()):
         logging.getLogger(__name__).info("%s is %s. %s", one.deployment, one.state, one.reason)
 

@@ -15,6 +15,7 @@ from rules.errors import (
     DeployError,
     FencedError,
     InvalidRequestError,
+    LockHeldError,
     RevokedError,
 )
 from rules.journal import (
@@ -203,7 +204,7 @@ def open_deployment(opened: Opened, api: PrefectApi, settings: Settings) -> Iter
     mirror = Mirror(api, opened.deployment, flow_run_id=opened.flow_run_id, entries=[opened])
     with journal.begun(opened):
         try:
-            lease = acquire(api, opened.target, owner_of(opened, settings))
+            lease = _lock(opened, api, settings)
         except DeployError as error:
             journal.append(stamped(Moved(state="aborted", reason=str(error), by="flow"), datetime.now(UTC)))
             raise
@@ -218,6 +219,26 @@ def open_deployment(opened: Opened, api: PrefectApi, settings: Settings) -> Iter
         finally:
             keeper.stop()
             _free_lock(journal, lease, api)
+
+
+def _lock(opened: Opened, api: PrefectApi, settings: Settings) -> Lease:
+    """Take the target's lock, unless an earlier deployment of it has still to be recovered.
+
+    That one's lock can be gone: a recovery that is killed while it takes the lock over leaves none.
+
+    Raises:
+        LockHeldError: another deployment has the target, or left it half-way.
+    """
+    lease = acquire(api, opened.target, owner_of(opened, settings))
+    for other, view in readable_journals(settings):
+        is_other = other.deployment != opened.deployment and view.opened.target == opened.target
+        if is_other and view.intents and view.state in ("running", "rolling_back"):
+            lease.release(api)
+            raise LockHeldError(
+                f"{other.deployment} was left {view.state} on {opened.target} and has to be recovered first: "
+                "`recover` does so within a minute. Nothing was changed; then deploy again."
+            )
+    return lease
 
 
 def supersede_promoted(opened: Opened, api: PrefectApi, settings: Settings) -> None:

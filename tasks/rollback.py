@@ -102,7 +102,9 @@ class Rollback:
                 )
             except TargetDeadError as error:
                 self._hold(view, intent, error)
-            except DeployError as error:
+            except (FencedError, CutOffError):
+                raise
+            except Exception as error:  # whatever it was, this step is not back: tried again, then said
                 last_try = attempt == self._settings.undo_attempts or time.monotonic() > self._deadline
                 log.warning("try %d to take back %s failed: %s", attempt, intent.title, error)
                 if last_try:

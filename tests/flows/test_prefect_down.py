@@ -84,9 +84,6 @@ def test_once_the_lease_is_over_only_the_only_host_goes_on_while_prefect_is_down
     site.run_without_prefect({"SOVEREIGN_ONLY_HOST": "true"})
     assert site.view().state == "rolled_back"
     assert site.application.observed() == site.before
-    site.server.start()
-    recover()
-    assert_told(site)
 
 
 def assert_told(site: Site) -> None:

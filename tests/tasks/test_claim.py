@@ -202,9 +202,7 @@ def test_a_process_at_work_in_a_step_is_not_disturbed(api, fresh, opened, settin
         assert started_ticks(pid), "it lives"
 
 
-def test_a_process_that_stopped_in_a_step_is_ended_before_that_is_undone(
-    through, fresh, opened, settings
-):
+def test_a_process_that_stopped_in_a_step_is_ended_before_that_is_undone(through, fresh, opened, settings):
     api, between = through
     with working(fresh, opened) as pid:
         acquire(api, opened.target, owner(opened.deployment, pid=pid))
