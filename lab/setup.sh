@@ -41,7 +41,7 @@ install_packages() {
     apt_get install --yes --no-install-recommends "$@" || { tail -n 5 "$log" >&2 && return 1; }
 }
 
-# Print the packages of programs that are not here. Without them some tests skip; no flow needs them here.
+# Print the packages of programs that are not here. Without them some tests are skipped.
 missing_packages() {
     for wanted in ssh:openssh-client sshd:openssh-server socat:socat setpriv:util-linux nix-store:nix-bin \
         systemd-nspawn:systemd-container; do

@@ -31,6 +31,7 @@ from tasks.settings import Settings
 _STOPPED = 3
 _CHECKSUM_FILE = ".sha256"
 _POLL_S = 0.1
+_TRIES = 3
 
 
 class NotReadyError(StepFailedError):
@@ -44,9 +45,22 @@ def read_instance(instance: Instance) -> InstanceState:
     """Return what an instance has and runs."""
     return InstanceState(
         release=current_release(instance),
-        running=running_release(instance),
+        running=_settled_release(instance),
         releases=staged_releases(instance),
     )
+
+
+def _settled_release(instance: Instance) -> str | None:
+    """Return the release that answers; a service that runs but is slow to answer is asked again.
+
+    What is read here is what a rollback returns to: one slow answer must not make it "nothing runs".
+    """
+    for _ in range(_TRIES):
+        release = running_release(instance)
+        if release is not None or not service_runs(instance):
+            return release
+        time.sleep(_POLL_S)
+    return None
 
 
 def current_release(instance: Instance) -> str | None:

@@ -13,11 +13,12 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from rules.errors import DeployError
-from rules.journal import Entry, JournalView, Opened, line, parse, view
+from rules.journal import Entry, JournalView, Locked, Opened, line, parse, view
 from rules.record import progress_page
 from tasks.prefect_api import PrefectApi
 
@@ -177,12 +178,17 @@ class Mirror:
         self, api: PrefectApi, deployment: str, *, flow_run_id: str | None, entries: Iterable[Entry] = ()
     ) -> None:
         self._api, self._deployment, self._flow_run_id = api, deployment, flow_run_id
-        self._all: list[Entry] = list(entries)
+        self._all: list[Entry] = []
         self._copied = 0
+        self._token = ""
+        for entry in entries:
+            self.add(entry)
 
     def add(self, entry: Entry) -> None:
         """Queue an entry for the next flush."""
         self._all.append(entry)
+        if isinstance(entry, Locked):
+            self._token = entry.token
 
     def withdraw(self) -> None:
         """Take back the newest queued entry: it did not become part of the journal."""
@@ -202,7 +208,7 @@ class Mirror:
             "type": "markdown",
             "description": f"Journal of {self._deployment}",
             "data": progress_page(self._deployment, self._all),
-            "metadata_": {"first": str(self._copied), **_pieces(waiting)},
+            "metadata_": {"first": str(self._copied), "token": self._token, **_pieces(waiting)},
             "flow_run_id": self._flow_run_id,
         }
         self._api.request("POST", "artifacts/", artifact)
@@ -218,15 +224,26 @@ def mirrored_lines(api: PrefectApi, deployment: str) -> bytes:
     """Return the journal as its mirror has it, up to the first gap; empty when there is none.
 
     A later copy replaces what an earlier one had from the same line on: so a recovery that sends the whole
-    journal again also corrects an entry whose writer never learnt that it had arrived.
+    journal again also corrects an entry whose writer never learnt that it had arrived. A copy whose token
+    was replaced before it came is that of a process which was given up: it does not count.
     """
-    copies = sorted(_mirrored_copies(api, deployment), key=lambda copy: str(copy["created"]))
+    copies = sorted(_mirrored_copies(api, deployment), key=lambda copy: _time(copy["created"]))
     lines: list[str] = []
-    for copy in copies:
-        first = int(copy["metadata_"]["first"])
+    token, replaced = "", set[str]()
+    for metadata in (copy["metadata_"] for copy in copies):
+        if metadata["token"] in replaced:
+            continue
+        if metadata["token"] != token:
+            replaced.add(token)
+            token = metadata["token"]
+        first = int(metadata["first"])
         if first <= len(lines):
-            lines[first:] = _lines(copy["metadata_"])
+            lines[first:] = _lines(metadata)
     return "".join(lines).encode()
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text)
 
 
 def _pieces(entries: Iterable[Entry]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from lab.prefect_server import PrefectServer
 from lab.releases import GOOD, Behaviour
 from rules.change import ApplicationRelease
 from rules.fleet import CommandService, FleetState
-from rules.journal import Intent, JournalView
+from rules.journal import Done, JournalView
 from rules.strategy import Canary, CanaryLimits, Strategy, Watching
 from tasks.fleet import observe_fleet
 from tasks.journal import journals
@@ -193,20 +193,22 @@ class Site:
         self.wait_until_halfway(change.release, process)
         return process
 
-    def wait_until_halfway(self, release: str, process: processes.Process | None = None) -> None:
-        """Wait until a canary of `release` has half of the users."""
+    def wait_until_halfway(
+        self, release: str, process: processes.Process | None, *, flow_run_id: str = ""
+    ) -> None:
+        """Wait until a canary of `release` has half of the users, by any flow run or that one."""
         processes.wait_until(
-            lambda: self.is_watching(release), timeout_s=PATIENCE_S, what="a canary", process=process
+            lambda: any(
+                view.plan is not None
+                and view.plan.change.release == release
+                and view.opened.flow_run_id.endswith(flow_run_id)
+                and _has_half(view)
+                for view in self.views()
+            ),
+            timeout_s=PATIENCE_S,
+            what=f"a canary of {release}",
+            process=process,
         )
-
-    def is_watching(self, release: str) -> bool:
-        """Whether the newest deployment of `release` has moved traffic and watches it."""
-        views = [view for view in self.views() if view.plan and view.plan.change.release == release]
-        if not views:
-            return False
-        title = "send 50 % of traffic to green"
-        numbers = {e.number for e in views[-1].entries if isinstance(e, Intent) and e.title == title}
-        return any(entry.entry == "done" and entry.number in numbers for entry in views[-1].entries)
 
     def ended(self, process: processes.Process, *, within_s: float = PATIENCE_S) -> float:
         """Wait until a process has ended; return how many seconds that took."""
@@ -283,3 +285,10 @@ class Site:
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         """Send a request to Prefect's API, as any program would."""
         return httpx.request(method, f"{self.server.api_url}/{path}", json=body, timeout=10)
+
+
+def _has_half(view: JournalView) -> bool:
+    """Whether the step that moves half of the traffic was done, and nothing was taken back since."""
+    titles = {entry.number: entry.title for entry in view.intents}
+    done = {titles[entry.number] for entry in view.entries if isinstance(entry, Done)}
+    return view.state == "running" and "send 50 % of traffic to green" in done

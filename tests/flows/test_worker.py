@@ -79,8 +79,7 @@ class Caller:
 
     def halfway(self, run: str, release: str) -> None:
         """Wait until a canary has half of the users."""
-        self.site.wait_until_halfway(release, self.worker.process)
-        assert self.view(run).state == "running"
+        self.site.wait_until_halfway(release, self.worker.process, flow_run_id=run)
 
     def view(self, run: str) -> JournalView:
         """Return the journal of a flow run's deployment."""
@@ -89,7 +88,7 @@ class Caller:
 
 
 @pytest.fixture
-def caller(site: Site, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Caller]:
+def caller(site: Site, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Caller:
     """A caller of a site whose deployments the worker runs. Its `recover` runs when a test wants it to."""
     monkeypatch.setattr(Site, "journal_dir", worker.directory / "journal")
     caller = Caller(site, worker)
@@ -99,7 +98,7 @@ def caller(site: Site, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Itera
         site.ask("PATCH", path, {"active": False}).raise_for_status()
     if worker.process is None:
         worker.start()
-    yield caller
+    return caller
 
 
 def test_a_call_that_is_repeated_with_its_key_deploys_once(caller: Caller) -> None:

@@ -146,7 +146,7 @@ def test_a_good_release_finishes_open_requests_when_stopped(service):
 
 
 def test_an_abrupt_release_drops_open_requests_when_stopped(service):
-    web = service(latency_s=0.5, abrupt_stop=True)
+    web = service(latency_s=4.0, abrupt_stop=True)
     assert status_of_request_open_during_stop(web) == b""
 
 

@@ -224,6 +224,22 @@ def test_what_is_left_open_keeps_its_lock_for_who_recovers_it(opened, api, setti
     assert current_holding(api, opened.target).owner.deployment == opened.deployment
 
 
+def test_a_target_that_was_left_half_way_is_refused_also_when_its_lock_is_gone(opened, api, settings):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), open_deployment(opened, api, settings) as deployment:
+        deployment.perform(STEP, interrupted)
+    deployment.lease.release(api)
+    second = opening(target=opened.target)
+    with (
+        pytest.raises(LockHeldError, match=f"{opened.deployment} was left running .* recovered first"),
+        open_deployment(second, api, settings),
+    ):
+        pass
+    assert current_holding(api, opened.target) is None, "free for who recovers it"
+
+
 def test_a_second_deployment_on_the_target_is_refused_and_leaves_the_first_alone(
     deployment, opened, api, settings
 ):

@@ -248,9 +248,19 @@ def test_a_later_copy_replaces_what_an_earlier_one_had_from_the_same_line_on(api
     assert parse(mirrored_lines(api, opened.deployment)) == (opened, ENTRIES[0], ENTRIES[4])
 
 
+def test_a_copy_of_a_process_that_was_given_up_does_not_count_after_its_recovery(api, opened):
+    given_up = Mirror(api, opened.deployment, flow_run_id=None, entries=[opened, Locked(token="old")])
+    given_up.flush()
+    taken_over = [opened, Locked(token="old"), Locked(token="new")]
+    Mirror(api, opened.deployment, flow_run_id=None, entries=taken_over).flush()
+    given_up.add(Done(number=7))
+    given_up.flush()
+    assert parse(mirrored_lines(api, opened.deployment)) == tuple(taken_over)
+
+
 def test_a_copy_behind_a_gap_is_not_read(api, opened):
     Mirror(api, opened.deployment, flow_run_id=None, entries=[opened]).flush()
-    metadata = {"first": "2", "lines-00000": line(ENTRIES[0]).decode()}
+    metadata = {"first": "2", "token": "", "lines-00000": line(ENTRIES[0]).decode()}
     copy = {"key": mirror_key(opened.deployment), "type": "markdown", "data": "", "metadata_": metadata}
     api.request("POST", "artifacts/", copy)
     assert parse(mirrored_lines(api, opened.deployment)) == (opened,)

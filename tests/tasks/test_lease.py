@@ -102,6 +102,16 @@ def test_the_lock_is_ours_also_when_the_answer_to_our_request_was_lost(prefect_a
         lease.renew(api)
 
 
+def test_a_take_over_whose_answer_was_lost_stops_and_leaves_the_lock_free(prefect_api, settings, target):
+    with api_through(prefect_api.api_url, settings) as (api, between):
+        acquire(api, target, owner("web-1"))
+        held = current_holding(api, target)
+        between.faults = [Fault("variables/", "DELETE", times=1, lost=True)]
+        with pytest.raises(FencedError, match="taken over"):
+            take_over(api, target, held, owner("web-1"))
+        assert current_holding(api, target) is None, "the next recovery takes it"
+
+
 def test_how_old_a_lease_is_depends_on_the_servers_clock_alone(prefect_api, settings, target):
     with api_through(prefect_api.api_url, settings) as (api, between):
         acquire(api, target, owner("web-1", lease_s=60))

@@ -31,7 +31,7 @@ from tasks.prefect_api import PrefectApi
 from tasks.settings import Settings
 from tasks.watch import observe_batch, watch_side
 from tests.tasks.deploying import opening, settings_in
-from tests.tasks.updating import NEXT_RELEASE, stage
+from tests.tasks.updating import NEXT_RELEASE, SETTINGS, stage
 
 HALF = Traffic(live="blue", candidate="green", canary_basis_points=5_000)
 #: Few requests are enough to pass: what is tested is the watching, not the statistics.
@@ -40,13 +40,14 @@ STRICT = CanaryLimits(min_requests=30)
 REQUESTS_PER_S = 80.0
 
 
-def behave(pair: LabApplication, behaviour: Behaviour, settings: Settings) -> None:
-    """Bring the green side to a release that behaves so."""
-    green = pair.fleet.instance("green-1")
-    stage(green, pair.change(NEXT_RELEASE, behaviour))
-    switch_release(green, NEXT_RELEASE)
-    restart_service(green, settings=settings)
-    wait_until_ready(green, NEXT_RELEASE, timeout_s=20)
+def behave(trio: LabApplication, behaviour: Behaviour, *names: str) -> None:
+    """Bring instances to a release that behaves so."""
+    change = trio.change(NEXT_RELEASE, behaviour)
+    for instance in map(trio.fleet.instance, names):
+        stage(instance, change)
+        switch_release(instance, NEXT_RELEASE)
+        restart_service(instance, settings=SETTINGS)
+        wait_until_ready(instance, NEXT_RELEASE, timeout_s=20)
 
 
 @pytest.fixture
@@ -55,24 +56,24 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[LabApplication]:
-    """One blue and one green instance behind HAProxy, each with half of the requests."""
-    with LabApplication(tmp_path / "web", blue=1, green=1) as running:
+def trio(tmp_path: Path) -> Iterator[LabApplication]:
+    """One blue and two green instances behind HAProxy; each side has half of the requests."""
+    with LabApplication(tmp_path / "web", blue=1, green=2) as running:
         haproxy.set_traffic(running.fleet.route, HALF)
         yield running
 
 
 @pytest.fixture
-def users(pair: LabApplication, tmp_path: Path) -> Iterator[Load]:
-    with Load(pair.url, REQUESTS_PER_S, tmp_path / "load", max_duration_s=60) as load:
+def users(trio: LabApplication, tmp_path: Path) -> Iterator[Load]:
+    with Load(trio.url, REQUESTS_PER_S, tmp_path / "load", max_duration_s=60) as load:
         yield load
 
 
 @pytest.fixture
 def deployment(
-    prefect_api: PrefectServer, pair: LabApplication, settings: Settings
+    prefect_api: PrefectServer, trio: LabApplication, settings: Settings
 ) -> Iterator[OpenDeployment]:
-    with PrefectApi(settings) as api, open_deployment(opening(hurried(pair.fleet)), api, settings) as opened:
+    with PrefectApi(settings) as api, open_deployment(opening(hurried(trio.fleet)), api, settings) as opened:
         yield opened
 
 
@@ -117,8 +118,8 @@ def test_a_good_release_under_users_passes(deployment, users):
     assert kept[-1]["outcome"] == "PASS"
 
 
-def test_a_bad_release_under_users_fails_with_its_arithmetic(deployment, pair, settings, users):
-    behave(pair, Behaviour(error_ratio=0.4), settings)
+def test_a_bad_release_under_users_fails_with_its_arithmetic(deployment, trio, users):
+    behave(trio, Behaviour(error_ratio=0.4), "green-1", "green-2")
     verdict = watch(deployment, STRICT)
     assert verdict.outcome is Outcome.FAIL
     assert "worse than stable" in verdict.reasons[0]
@@ -145,9 +146,9 @@ def test_not_shown_to_be_good_in_time_is_no_pass(deployment, users):
     assert verdict.reasons[0] == "not shown to be good within 1 s"
 
 
-def test_a_balancer_that_dies_in_mid_watch_is_held_and_never_passed(deployment, pair, users):
+def test_a_balancer_that_dies_in_mid_watch_is_held_and_never_passed(deployment, trio, users):
     patient = LENIENT.model_copy(update={"min_observation_s": 1.5})
-    with later(0.7, pair.haproxy.stop):
+    with later(0.7, trio.haproxy.stop):
         verdict = watch(deployment, patient, deadline_s=3)
     assert verdict.outcome is Outcome.HOLD
     assert "the balancer does not answer" in verdict.reasons[1]
@@ -157,15 +158,15 @@ def test_a_balancer_that_dies_in_mid_watch_is_held_and_never_passed(deployment, 
     assert "PASS" not in outcomes
 
 
-def test_a_balancer_that_was_never_there_is_an_error_and_no_verdict(deployment, pair):
-    pair.haproxy.stop()
+def test_a_balancer_that_was_never_there_is_an_error_and_no_verdict(deployment, trio):
+    trio.haproxy.stop()
     with pytest.raises(haproxy.BalancerError, match="HAProxy did not answer"):
         watch(deployment, LENIENT)
 
 
-def test_counters_that_a_restart_set_to_zero_do_not_confuse_the_watch(deployment, pair, users):
+def test_counters_that_a_restart_set_to_zero_do_not_confuse_the_watch(deployment, trio, users):
     patient = LENIENT.model_copy(update={"min_observation_s": 3.0})
-    with later(1.2, pair.haproxy.restart):
+    with later(1.2, trio.haproxy.restart):
         verdict = watch(deployment, patient)
     assert verdict.outcome is Outcome.PASS
     seen = [Counts(**sample["canary"]) for sample in samples(deployment) if sample["canary"]]
@@ -194,8 +195,8 @@ def test_a_batch_is_judged_by_its_own_servers(deployment, users):
     assert verdict.stable_requests > 0
 
 
-def test_a_bad_batch_stops_before_its_time_is_over(deployment, pair, settings, users):
-    behave(pair, Behaviour(error_ratio=0.9), settings)
+def test_a_bad_batch_stops_before_its_time_is_over(deployment, trio, users):
+    behave(trio, Behaviour(error_ratio=0.9), "green-1")
     began = time.monotonic()
     assert observe(deployment, 30, STRICT).outcome is Outcome.FAIL
     assert time.monotonic() - began < 15
@@ -205,16 +206,16 @@ def test_a_batch_without_traffic_is_held_and_stops_nothing(deployment):
     assert observe(deployment, 0.5).outcome is Outcome.HOLD
 
 
-def test_an_instance_that_dies_after_its_update_stops_the_rollout(deployment, pair):
+def test_an_instance_that_dies_after_its_update_stops_the_rollout(deployment, trio):
     stopped = pytest.raises(StepFailedError, match=r"green-1 stopped answering its probe within 0\.6 s")
-    with later(0.2, lambda: pair.kill("green-1")), stopped:
+    with later(0.2, lambda: trio.kill("green-1")), stopped:
         observe(deployment, 0.6)
 
 
-def test_without_a_balancer_only_the_probes_speak(prefect_api, pair, settings):
-    bare = pair.fleet.model_copy(update={"route": None})
+def test_without_a_balancer_only_the_probes_speak(prefect_api, trio, settings):
+    bare = trio.fleet.model_copy(update={"route": None})
     with PrefectApi(settings) as api, open_deployment(opening(bare), api, settings) as opened:
         assert observe(opened, 0.3) is None
         with pytest.raises(StepFailedError, match="no balancer to count its answers"):
             watch(opened, LENIENT)
-    assert httpx.get(pair.fleet.instance("green-1").probe.url).is_success
+    assert httpx.get(trio.fleet.instance("green-1").probe.url).is_success
