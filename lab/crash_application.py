@@ -16,7 +16,7 @@ from rules.strategy import BlueGreen, Canary, CanaryLimits, InPlace, Rolling, Wa
 #: Few requests are enough here: what is tested is the way back, not the verdict.
 _LIMITS = CanaryLimits(success_error_ratio=0.5, failure_error_ratio=0.9, min_observation_s=0.2)
 _WATCH = Watching(tick_s=0.2, deadline_s=30, limits=_LIMITS)
-_STRATEGIES = {
+_STRATEGIES: dict[str, InPlace | BlueGreen | Canary | Rolling] = {
     "in_place": InPlace(instance="blue-1"),
     "blue_green": BlueGreen(watch=_WATCH),
     "canary": Canary(steps_percent=(25, 50, 100), watch=_WATCH),

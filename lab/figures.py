@@ -78,7 +78,7 @@ def plot_canary(view: JournalView, rows: Sequence[Row], path: Path) -> None:
     for label, colour, is_new in (("canary", "tab:red", True), ("stable", "tab:blue", False)):
         side = [row for row in seen if (row["release"] == record.release) is is_new]
         seconds = sorted({int(row["t"] - began) for row in side})
-        ratios = [_error_ratio(side, began + second) for second in seconds]
+        ratios = [_error_ratio(side, began + second) or 0.0 for second in seconds]  # requests in each
         axes.plot(seconds, ratios, marker="o", color=colour, label=f"{label}: errors per request")
     decided = _decided_at(view)
     if decided:

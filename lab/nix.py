@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 from lab.processes import LabError
-from lab.releases import GOOD, Behaviour, build_release
+from lab.releases import GOOD, Behaviour, build_release, unpack
 from rules.change import NixStorePath
 
 _COMMAND_TIMEOUT_S = 60.0
@@ -55,7 +55,7 @@ class LabNix:
         """
         source = self.directory / "sources" / f"web-{release}"
         with tarfile.open(build_release(self.directory / "archives", release, behaviour).path) as packed:
-            packed.extractall(source, filter="data")
+            unpack(packed, source)
         path = self.run("nix-store", "--add", str(source))
         self.run("nix", "copy", "--to", f"file://{self._cache}", path)
         self.run("nix-store", "--delete", path)

@@ -51,7 +51,8 @@ def test_undoing_twice_and_undoing_what_never_happened_is_the_same(situation, da
     done = data.draw(st.integers(1, len(plan.steps)))
     _, ways_back = after_steps(plan, done)
     without_last, _ = after_steps(plan, done - 1)
-    for now in (without_last, after_steps(plan, done)[0]):
+    for reached in (without_last, after_steps(plan, done)[0]):
+        now = reached
         for step in reversed(ways_back):
             now = undone(undone(now, step), step)
         assert now.differences(before) == ()
