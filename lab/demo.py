@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -122,7 +123,9 @@ class Demo:
     def _show(self, entry: Entry, began: float) -> None:
         if isinstance(entry, Intent | Decided | Moved):
             words = in_words(entry).replace("**", "")
-            self._console.print(f"{entry.at.timestamp() - began:6.1f} s  {words}", markup=False)
+            self._console.print(
+                f"{entry.at.timestamp() - began:6.1f} s  {words}", markup=False, soft_wrap=True
+            )
 
     def _entries(self, release: str) -> tuple[Entry, ...]:
         name = release.replace(".", "-")
@@ -135,31 +138,26 @@ class Demo:
 
 def show(demo: Demo, load: Load, console: Console) -> None:
     """Print the table and the plot, and write summary.json."""
-    table = Table(title="What users saw", header_style="bold")
-    columns = (
-        "deployment",
-        "strategy",
-        "state",
-        "detected",
-        "out of traffic",
-        "verified",
-        "requests",
-        "failed",
-    )
-    for column in columns:
-        table.add_column(column, justify="left" if column in columns[:3] else "right")
-    for row in demo.figures:
+    table = Table(title="What users saw", box=SIMPLE, padding=(0, 1, 0, 0), header_style="bold")
+    names = ("release", "strategy", "state", "detected", "out", "verified", "requests", "failed")
+    for name in names:
+        table.add_column(name, justify="left" if name in names[:3] else "right", no_wrap=True)
+    for scene, row in zip(_SCENES, demo.figures, strict=False):
         times = (row.detected_s, row.out_of_traffic_s or row.switched_back_s, row.rolled_back_s)
         cells = ("" if seconds is None else f"{seconds:.2f} s" for seconds in times)
         colour = "green" if row.state == "promoted" else "yellow"
         state = f"[{colour}]{row.state}[/{colour}]"
         counts = (f"{row.requests:,}", f"{row.failed_requests:,}")
-        table.add_row(row.deployment, row.strategy, state, *cells, *counts)
+        table.add_row(scene.release, row.strategy, state, *cells, *counts)
     console.print(table)
+    console.print(
+        "detected: first bad answer to decision; out: until it got no more requests;", soft_wrap=True
+    )
+    console.print("verified: decision until all was read to be as before.", soft_wrap=True)
     if demo.plotted:
         rows = load.rows()
         plot_canary(demo.plotted, rows, _DIRECTORY / "canary.png")
-        console.print("Error ratio of the bad release's deployment, second by second (a full block: 35 %):")
+        console.print("Error ratio while the bad release was there, second by second (full: 35 %):")
         console.print(f"  canary {sparkline(demo.plotted, rows, of_new_release=True)}")
         console.print(f"  stable {sparkline(demo.plotted, rows, of_new_release=False)}")
         console.print(f"Plot: {(_DIRECTORY / 'canary.png').relative_to(Path.cwd())}")

@@ -77,15 +77,15 @@ def in_words(entry: Entry) -> str:
         case Planned():
             return f"planned {len(entry.plan.steps)} steps"
         case Intent():
-            return f"step {entry.number}: {entry.title} (way back: {entry.undo.describe()})"
+            return f"step {entry.number + 1}: {entry.title} (way back: {entry.undo.describe()})"
         case Done():
-            return f"step {entry.number} done"
+            return f"step {entry.number + 1} done"
         case Decided():
             return f"{entry.title}: **{entry.outcome}**, {'; '.join(entry.reasons)}"
         case Undone():
-            return f"step {entry.number} taken back"
+            return f"step {entry.number + 1} taken back"
         case Held():
-            return f"step {entry.number} not taken back: {entry.reason}"
+            return f"step {entry.number + 1} not taken back: {entry.reason}"
         case Moved():
             return f"**{entry.state}** by {entry.by}: {entry.reason}"
 
@@ -115,7 +115,7 @@ def plan_page(plan: Plan) -> str:
         "|---|---|---|",
     ]
     rows = [
-        f"| {s.number} | {_cell(s.title)} | {_cell(s.undo.describe()) if s.undo else 'reads only'} |"
+        f"| {s.number + 1} | {_cell(s.title)} | {_cell(s.undo.describe()) if s.undo else 'reads only'} |"
         for s in plan.steps
     ]
     return "\n".join([*head, *(rows or ["| | nothing to do: the release is in place already | |"])])

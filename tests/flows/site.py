@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import subprocess
@@ -22,7 +23,7 @@ from lab.prefect_server import PrefectServer
 from lab.releases import GOOD, Behaviour
 from rules.change import ApplicationRelease
 from rules.fleet import CommandService, FleetState
-from rules.journal import Done, JournalView
+from rules.journal import JournalView
 from rules.strategy import Canary, CanaryLimits, Strategy, Watching
 from tasks.fleet import observe_fleet
 from tasks.journal import journals
@@ -71,6 +72,7 @@ class Site:
         self.application = LabApplication(directory / "web", blue=2, green=1, name=name)
         self.load = Load(self.application.url, _RATE_PER_S, directory / "load", max_duration_s=3600)
         self.before: Observed | None = None
+        self._as_built: Observed | None = None
         self._is_saved_as_built = False
         self._journals = 0
         self._began = time.time()
@@ -81,6 +83,7 @@ class Site:
         self.application.start()
         try:
             self.load.start()
+            self._as_built = self.application.observed()
             self.begin()
         except BaseException:
             self.stop()
@@ -95,9 +98,11 @@ class Site:
         self.before = self.application.observed()
 
     def end(self) -> None:
-        """End what a test has started, also what it has stopped and not woken."""
+        """End what a test has started, also what it has stopped and not woken, and free its lock."""
         for process in self._started:
             process.kill()
+        with contextlib.suppress(httpx.HTTPError):  # that server may be one that the test has killed
+            self.ask("DELETE", f"variables/name/{self._lock}")
 
     def stop(self) -> None:
         """Leave nothing behind."""
@@ -108,8 +113,8 @@ class Site:
     def is_as_built(self) -> bool:
         """Whether nobody could tell that there has been a deployment: the next test may have this site."""
         try:
-            return self.application.observed() == self.before and self.owner() is None
-        except (httpx.HTTPError, OSError):
+            return self.application.observed() == self._as_built
+        except OSError:
             return False
 
     @property
@@ -202,12 +207,18 @@ class Site:
                 view.plan is not None
                 and view.plan.change.release == release
                 and view.opened.flow_run_id.endswith(flow_run_id)
-                and _has_half(view)
+                and self._is_watched(view)
                 for view in self.views()
             ),
             timeout_s=PATIENCE_S,
             what=f"a canary of {release}",
             process=process,
+        )
+
+    def _is_watched(self, view: JournalView) -> bool:
+        """Whether its first split of the traffic is done and watched."""
+        return (
+            view.state == "running" and (self.journal_dir / view.opened.deployment / "samples.jsonl").exists()
         )
 
     def ended(self, process: processes.Process, *, within_s: float = PATIENCE_S) -> float:
@@ -216,8 +227,12 @@ class Site:
             lambda: not process.is_alive(), timeout_s=within_s, what=f"{process.name} to end"
         )
 
-    def lock_as_lost_host(self, target: str, *, lease_s: float) -> None:
-        """Take a target's lock as a host does that is lost at once."""
+    @property
+    def _lock(self) -> str:
+        return lock_name(f"application-{self.application.name}")
+
+    def lock_as_lost_host(self, *, lease_s: float) -> None:
+        """Take the application's lock as a host does that is lost at once."""
         owner = Owner(
             deployment=f"{self.application.name}-9-9-9",
             flow_run_id=str(uuid.uuid4()),
@@ -226,7 +241,7 @@ class Site:
             since=datetime.now(UTC),
             lease_s=lease_s,
         )
-        row = {"name": lock_name(target), "value": owner.model_dump(mode="json"), "tags": []}
+        row = {"name": self._lock, "value": owner.model_dump(mode="json"), "tags": []}
         self.ask("POST", "variables/", row).raise_for_status()
 
     def serve_again(self, instance: str) -> None:
@@ -261,8 +276,7 @@ class Site:
 
     def owner(self) -> Owner | None:
         """Return who has the lock of the application; None when it is free."""
-        name = lock_name(f"application-{self.application.name}")
-        answer = self.ask("GET", f"variables/name/{name}")
+        answer = self.ask("GET", f"variables/name/{self._lock}")
         if answer.status_code == httpx.codes.NOT_FOUND:
             return None
         return Owner.model_validate(answer.raise_for_status().json()["value"])
@@ -285,10 +299,3 @@ class Site:
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         """Send a request to Prefect's API, as any program would."""
         return httpx.request(method, f"{self.server.api_url}/{path}", json=body, timeout=10)
-
-
-def _has_half(view: JournalView) -> bool:
-    """Whether the step that moves half of the traffic was done, and nothing was taken back since."""
-    titles = {entry.number: entry.title for entry in view.intents}
-    done = {titles[entry.number] for entry in view.entries if isinstance(entry, Done)}
-    return view.state == "running" and "send 50 % of traffic to green" in done

@@ -72,14 +72,13 @@ def test_blue_green_with_errors_is_switched_back(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "words"),
+    ("strategy", "behaviour", "words"),
     [
-        pytest.param(Behaviour(fails_to_start=True), "its service has ended", id="fails to start"),
-        pytest.param(Behaviour(ready_after_s=600), "nothing healthy answers", id="never gets ready"),
-        pytest.param(Behaviour(wrong_version=True), "release 2.0.0-wrong answers", id="says another version"),
+        pytest.param("canary", Behaviour(fails_to_start=True), "its service has ended", id="fails to start"),
+        pytest.param("rolling", Behaviour(ready_after_s=600), "nothing healthy answers", id="never ready"),
+        pytest.param("in place", Behaviour(wrong_version=True), "2.0.0-wrong answers", id="other version"),
     ],
 )
-@pytest.mark.parametrize("strategy", ["canary", "rolling"])
 def test_a_release_that_does_not_come_up_is_taken_back(
     site: Site, strategy: str, behaviour: Behaviour, words: str
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 from lab.prefect_server import PrefectServer, Worker
 from lab.processes import clean_environment, wait_until
 from lab.register import register_deployments
-from rules.journal import JournalView
+from rules.journal import JournalView, Moved
 from rules.strategy import Canary, InPlace, Strategy, Watching
 from tests.flows.site import EASY, ENDLESS, PATIENCE_S, Site
 from triggers.register import SILENT_RUNS
@@ -143,6 +143,24 @@ def test_a_cancelled_deployment_takes_itself_back(caller: Caller) -> None:
     assert caller.view(run).state == "rolled_back"
     assert site.application.observed() == site.before
     assert site.owner() is None
+
+
+def test_a_killed_flow_is_recovered_by_its_hook(caller: Caller) -> None:
+    site = caller.site
+    run = caller.deploy("2.0.0", ENDLESS)
+    caller.halfway(run, "2.0.0")
+    owner = site.owner()
+    assert owner
+    os.kill(owner.pid, signal.SIGKILL)
+    wait_until(lambda: caller.view(run).is_terminal, timeout_s=PATIENCE_S, what="the hook")
+
+    assert caller.view(run).state == "rolled_back"
+    last = caller.view(run).entries[-1]
+    assert isinstance(last, Moved)
+    assert last.by == "hook Crashed"
+    assert site.application.observed() == site.before
+    assert caller.ended(run) == "CRASHED"
+    wait_until(lambda: site.owner() is None, timeout_s=5, what="the lock to be free")
 
 
 def test_what_a_dead_worker_and_its_dead_flow_left_is_recovered_by_the_deployment_recover(

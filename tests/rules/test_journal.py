@@ -139,7 +139,7 @@ def test_a_failed_rollback_names_what_is_left_and_what_to_do():
 def test_pages_are_bounded_and_newest_first():
     entries = [OPENED, *(Done(number=n) for n in range(1000))]
     page = progress_page("web", entries)
-    assert page.index("step 999 done") < page.index("step 990 done")
+    assert page.index("step 1000 done") < page.index("step 991 done")
     assert "976 earlier entries are not shown" in page
     assert len(page) < 2000
 

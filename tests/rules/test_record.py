@@ -81,7 +81,7 @@ def test_a_table_is_not_broken_by_what_it_quotes():
 
 def test_a_short_journal_is_shown_whole():
     page = progress_page("web", [OPENED, Done(number=3)])
-    assert page.index("step 3 done") < page.index("opened: web")
+    assert page.index("step 4 done") < page.index("opened: web")
     assert "not shown" not in page
 
 
