@@ -51,8 +51,8 @@ def update_application(
         if ended_with_nothing_to_do(deployment, plan):
             return record_of(deployment.journal.read())
         _roll_out(deployment)
-        supersede_promoted(deployment.opened, deployment.api, settings)
         deployment.promote("Every step was done and verified.")
+        supersede_promoted(deployment.opened, deployment.api, settings)
     return record_of(deployment.journal.read())
 
 

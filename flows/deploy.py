@@ -67,8 +67,8 @@ def deploy(
         before = baseline(fleet, window_s=settings.baseline_s)
         _roll_out(deployment, plan)
         _compare(deployment, before, window_s=settings.baseline_s)
-        supersede_promoted(deployment.opened, deployment.api, settings)
         deployment.promote("Every step was done, watched and verified.")
+        supersede_promoted(deployment.opened, deployment.api, settings)
     return record_of(deployment.journal.read())
 
 

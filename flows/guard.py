@@ -74,6 +74,9 @@ def taken_back_on_failure(deployment: OpenDeployment) -> Iterator[None]:
 
 
 def _take_back(deployment: OpenDeployment, error: BaseException) -> None:
+    if deployment.journal.read().state == "promoted":
+        log.warning("%s stays promoted; only its book-keeping was cut short: %r", deployment.name, error)
+        return
     with undisturbed():
         try:
             deployment.roll_back(cause_of(error))
@@ -94,6 +97,8 @@ def _in_words(deployment: OpenDeployment) -> str:
             )
         case "aborted":
             left = "Nothing had been changed."
+        case "promoted":
+            left = "It stays promoted; only its book-keeping was cut short."
         case _:
             left = f"It is {record.state}: recover goes on with it."
     return f"{record.deployment}: {record.reason} {left}"

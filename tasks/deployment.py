@@ -250,7 +250,10 @@ def supersede_promoted(opened: Opened, api: PrefectApi, settings: Settings) -> N
         reason = f"{opened.deployment} was deployed on the same target."
         earlier.append(stamped(Moved(state="superseded", reason=reason, by="flow"), datetime.now(UTC)))
         entries = earlier.read().entries
-        Mirror(api, earlier.deployment, flow_run_id=view.opened.flow_run_id, entries=entries).flush()
+        try:
+            Mirror(api, earlier.deployment, flow_run_id=view.opened.flow_run_id, entries=entries).flush()
+        except ApiUnavailableError as error:
+            log.warning("that %s is superseded is not mirrored: %s", earlier.deployment, error)
 
 
 def owner_of(opened: Opened, settings: Settings) -> Owner:

@@ -65,6 +65,24 @@ def test_a_way_back_that_is_killed_half_way_is_finished_by_the_schedule(site: Si
     assert "was told to stop" in site.view().cause
 
 
+def test_a_hook_that_is_killed_half_way_is_finished_by_the_schedule(site: Site) -> None:
+    process = site.deploying_halfway(site.change())
+    process.kill()
+    hook = site.run("tests.flows.hook.run_hook", {"flow_run_id": site.view().opened.flow_run_id})
+    wait_until(
+        lambda: any(entry.entry == "undone" for entry in site.view().entries),
+        timeout_s=PATIENCE_S,
+        what="the hook's first step back",
+        process=hook,
+    )
+    hook.kill()
+    assert site.view().state == "rolling_back"
+    recover()
+
+    assert_taken_back(site)
+    assert "ended as Crashed" in site.view().cause
+
+
 def test_one_damaged_journal_does_not_keep_the_others_from_being_recovered(site: Site) -> None:
     process = site.deploying_halfway(site.change())
     process.kill()
