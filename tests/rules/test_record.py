@@ -90,7 +90,7 @@ def test_a_plan_shows_each_step_its_way_back_and_what_users_will_notice():
     assert "# application-web: release 2.0, in_place" in page
     assert "Users will notice: blue-1 does not answer while it restarts into 2.0." in page
     assert "| 2 | blue-1: switch to 2.0 | blue-1: link to 1.0, 1.0 running |" in page
-    assert "| 3 | blue-1: wait until ready | reads only |" in page
+    assert "| 4 | blue-1: wait until ready | reads only |" in page
     assert "Users will notice: nothing." in plan_page(plan(Canary()))
 
 
