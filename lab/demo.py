@@ -138,7 +138,7 @@ class Demo:
 
 def show(demo: Demo, load: Load, console: Console) -> None:
     """Print the table and the plot, and write summary.json."""
-    table = Table(title="What users saw", box=SIMPLE, padding=(0, 1, 0, 0), header_style="bold")
+    table = Table(title="What users saw", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     names = ("release", "strategy", "state", "detected", "out", "verified", "requests", "failed")
     for name in names:
         table.add_column(name, justify="left" if name in names[:3] else "right", no_wrap=True)
