@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, assert_never
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
@@ -127,6 +127,8 @@ def _effect(deployment: OpenDeployment, plan: Plan, step: Step) -> None:
         case ObserveBatch():
             observed = observe_batch(deployment, step.action, title=step.title)
             _judge(deployment, step.title, observed, goes_on=_ALL_BUT_FAIL)
+        case unknown:
+            assert_never(unknown)
 
 
 def _judge(

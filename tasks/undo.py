@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from rules.errors import DeployError, UndoFailedError
 from rules.fleet import Fleet
 from rules.traffic import Traffic
@@ -36,6 +38,8 @@ def take_back(step: UndoStep, fleet: Fleet, *, deployment: str, settings: Settin
             restore_release(fleet.instance(step.instance), step, settings=settings)
         case RemoveRelease():
             remove_release(fleet.instance(step.instance), step, deployment=deployment)
+        case unknown:
+            assert_never(unknown)
 
 
 def hold_traffic(fleet: Fleet, healthiest: str) -> None:
