@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -52,6 +52,11 @@ class Counts(Frozen):
 
     requests: Count = 0
     errors: Count = 0
+
+    def __init__(self, requests: int = 0, errors: int = 0, **unknown: object) -> None:
+        # also by position: `Counts(20, 1)` is 20 requests, 1 of them an error
+        fields: dict[str, Any] = {"requests": requests, "errors": errors, **unknown}
+        super().__init__(**fields)
 
     @property
     def error_ratio(self) -> Ratio | None:
