@@ -12,7 +12,7 @@ setup:  ## make .venv what requirements.lock says
 	@sh lab/setup.sh
 
 demo: setup  ## show it: a small production on this machine, deployed to, broken and taken back
-	@$(python) -m lab.demo
+	@$(python) -m lab.demo $(if $(KEEP),--keep)
 
 test: setup  ## run all tests, the crash tests too
 	@$(python) -m pytest -n 2 --dist loadgroup
