@@ -79,7 +79,12 @@ class LabApplication:
         self._http = httpx.Client(timeout=2.0, limits=httpx.Limits(max_keepalive_connections=0))
         self.ports = {name: port for servers in self.backends.values() for name, port in servers.items()}
         self.haproxy = LabHaproxy(
-            self.directory / "haproxy", self.backends, route_key=name, live=SIDES[0], candidate=SIDES[1]
+            self.directory / "haproxy",
+            self.backends,
+            route_key=name,
+            live=SIDES[0],
+            candidate=SIDES[1],
+            env=processes.clean_environment(self.directory, {}),
         )
 
     def __enter__(self) -> Self:

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -173,6 +174,9 @@ def main() -> int:
     given = parser.parse_args()
     console = Console()
     began = time.monotonic()
+    # whoever starts it in the background ends it like this, and nothing may be left then either
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     shutil.rmtree(_DIRECTORY, ignore_errors=True)
     production = Production(_DIRECTORY, cache=_DIRECTORY.parent / "cache")
     with console.status("starting PostgreSQL, Prefect's server and worker, the application, HAProxy"):
