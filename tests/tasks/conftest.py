@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 
 from lab.application import LabApplication
+from lab.prefect_server import PrefectServer
 from lab.sshd import LabSshd
 from rules.fleet import Instance
 from rules.hosts import HostAddress
+from rules.journal import Opened
+from tasks.prefect_api import PrefectApi
+from tasks.settings import Settings
 from tests.requirements import need
+from tests.tasks.deploying import opening, settings_in
+from tests.tasks.gateway import Gateway, api_through
 from tests.tasks.updating import INSTANCE
 
 
@@ -43,3 +49,29 @@ def instance(request: pytest.FixtureRequest, local: Instance) -> Instance:
     if request.param == "here":
         return local
     return local.model_copy(update={"host": request.getfixturevalue("remote")})
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return settings_in(tmp_path)
+
+
+@pytest.fixture
+def through(prefect_api: PrefectServer, settings: Settings) -> Iterator[tuple[PrefectApi, Gateway]]:
+    with api_through(prefect_api.api_url, settings) as both:
+        yield both
+
+
+@pytest.fixture
+def api(through: tuple[PrefectApi, Gateway]) -> PrefectApi:
+    return through[0]
+
+
+@pytest.fixture
+def between(through: tuple[PrefectApi, Gateway]) -> Gateway:
+    return through[1]
+
+
+@pytest.fixture
+def opened() -> Opened:
+    return opening()

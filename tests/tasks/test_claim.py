@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from lab.identity import started_ticks
-from lab.prefect_server import PrefectServer
 from rules.errors import CutOffError, FencedError
 from rules.journal import Intent, Locked, Opened
 from tasks.claim import StillRunningError, claim, refuse_living, step_lock
@@ -20,33 +17,7 @@ from tasks.lease import acquire, current_holding
 from tasks.prefect_api import PrefectApi
 from tasks.settings import Settings
 from tests.tasks.deploying import STEP, another_process, opening, owner, settings_in
-from tests.tasks.gateway import Fault, Gateway, api_through
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return settings_in(tmp_path)
-
-
-@pytest.fixture
-def through(prefect_api: PrefectServer, settings: Settings) -> Iterator[tuple[PrefectApi, Gateway]]:
-    with api_through(prefect_api.api_url, settings) as both:
-        yield both
-
-
-@pytest.fixture
-def api(through: tuple[PrefectApi, Gateway]) -> PrefectApi:
-    return through[0]
-
-
-@pytest.fixture
-def between(through: tuple[PrefectApi, Gateway]) -> Gateway:
-    return through[1]
-
-
-@pytest.fixture
-def opened() -> Opened:
-    return opening()
+from tests.tasks.gateway import Fault
 
 
 @pytest.fixture

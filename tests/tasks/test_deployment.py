@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from lab.prefect_server import PrefectServer
 from lab.processes import wait_until
 from rules.errors import CutOffError, FencedError, LockHeldError, RevokedError
 from rules.journal import Intent, Moved, Opened, parse
@@ -27,35 +25,9 @@ from tests.tasks.deploying import (
     running_flow_run,
     settings_in,
 )
-from tests.tasks.gateway import Fault, Gateway, api_through
+from tests.tasks.gateway import Fault
 
 PLAN = plan_rollout(CHANGE, BlueGreen(), fleet(), state(fleet()))
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return settings_in(tmp_path)
-
-
-@pytest.fixture
-def through(prefect_api: PrefectServer, settings: Settings) -> Iterator[tuple[PrefectApi, Gateway]]:
-    with api_through(prefect_api.api_url, settings) as both:
-        yield both
-
-
-@pytest.fixture
-def api(through: tuple[PrefectApi, Gateway]) -> PrefectApi:
-    return through[0]
-
-
-@pytest.fixture
-def between(through: tuple[PrefectApi, Gateway]) -> Gateway:
-    return through[1]
-
-
-@pytest.fixture
-def opened() -> Opened:
-    return opening()
 
 
 @pytest.fixture
