@@ -7,26 +7,42 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from blocks.application import load_fleet
+from blocks.environment import load_environment
 from flows.application import update_application
+from flows.approval import approve
 from flows.guard import guarded, take_back_after
 from flows.rollout import OPEN, ended_with_nothing_to_do, keep_plan, opening, plan_now
 from rules.baseline import Baseline, compare
 from rules.change import ApplicationRelease
+from rules.checklist import Attestation, Waiver
+from rules.environment import Environment
 from rules.errors import GateBlockedError, StepFailedError
+from rules.evidence.sources import Evidence
 from rules.fleet import Fleet
 from rules.frozen import slug
+from rules.journal import Compared, Gated, Measured
+from rules.judge_metrics import unanswered
+from rules.message import Event
 from rules.plan import Plan
-from rules.record import DeploymentRecord, plan_page, record_of
+from rules.record import DeploymentRecord, checklist_page, plan_page, record_of
+from rules.request import Papers
 from rules.strategy import BlueGreen, Canary, InPlace, Rolling
+from tasks.aftermath import tell
+from tasks.backup_round import back_up
 from tasks.baseline import measure_baseline
+from tasks.checklist import refuse_unknown_rows, run_checklist
 from tasks.deployment import OpenDeployment, supersede_promoted
-from tasks.gate import run_checklist
+from tasks.monitoring import schedule_monitoring
+from tasks.pause import proceed
 from tasks.report import publish_checklist, publish_comparison
+from tasks.services import Services, load_services
 from tasks.settings import Settings
+from tasks.vigil import keeping_vigil
 
 _TIMEOUT_S = 6 * 3600
-checklist = task(name="checklist", cache_policy=NO_CACHE)(run_checklist)
-baseline = task(name="baseline", cache_policy=NO_CACHE)(measure_baseline)
+checklist = task(name="checklist", cache_policy=NO_CACHE, persist_result=False)(run_checklist)
+baseline = task(name="baseline", cache_policy=NO_CACHE, persist_result=False)(measure_baseline)
+backups = task(name="backups", cache_policy=NO_CACHE, persist_result=False)(back_up)
 
 
 @flow(
@@ -37,45 +53,66 @@ baseline = task(name="baseline", cache_policy=NO_CACHE)(measure_baseline)
     on_crashed=[take_back_after],
     on_cancellation=[take_back_after],
 )
-def deploy(
+def deploy(  # noqa: PLR0917 - the fields of the run form
     change: ApplicationRelease,
     strategy: InPlace | BlueGreen | Canary | Rolling,
-    dry_run: bool = False,  # noqa: FBT001, FBT002 - a field of the run form
+    environment: str = "development",
+    evidence: Evidence = Evidence(),  # noqa: B008 - frozen
+    attestations: list[Attestation] = [],  # noqa: B006 - never changed; the form needs the default
+    waivers: list[Waiver] = [],  # noqa: B006
+    dry_run: bool = False,  # noqa: FBT001, FBT002
 ) -> DeploymentRecord | Plan:
-    """Take the lock, plan, gate, measure, roll out, verify, record; on any failure take it all back.
+    """Lock, plan, gate, approve, measure, back up, roll out, verify, compare, promote, watch for 24 hours.
+
+    On any failure, crash, cancellation or timeout all of it is taken back.
 
     Args:
         change: what to deploy.
         strategy: in place, blue-green, canary or rolling.
-        dry_run: only show the plan: steps, order, way back of each, and what users will notice.
+        environment: name of the Sovereign Environment block; `development` needs none.
+        evidence: what a pipeline hands over for the checklist: files on the worker's host, the commit.
+        attestations: persons' words for rows whose evidence cannot be read.
+        waivers: persons' decisions to go on without a row.
+        dry_run: only show the plan: steps, order, way back of each, what users notice, and the gate.
 
     Raises:
         InvalidRequestError: the request makes no sense for this system; nothing was changed.
         GateBlockedError: the checklist does not allow it; nothing was changed.
+        RefusedError: nobody approved it; nothing was changed.
         LockHeldError: another deployment has the target; nothing was changed.
         TakenBackError: it did not go through; says why, and which state things were left in.
     """
-    settings, fleet = Settings(), load_fleet(change.application)
+    settings, fleet, where = Settings(), load_fleet(change.application), load_environment(environment)
+    services = load_services(where)
+    papers = Papers(evidence=evidence, attestations=tuple(attestations), waivers=tuple(waivers))
     if dry_run:
-        return _show(plan_now(change, strategy, fleet), fleet)
-    with guarded(opening(change, strategy, fleet, settings), settings) as deployment:
+        return _show(plan_now(change, strategy, fleet), fleet, where, services=services, papers=papers)
+    opened = opening(change, strategy, fleet, settings, environment=where)
+    with guarded(opened, settings, services) as deployment:
         plan = plan_now(change, strategy, fleet)
+        refuse_unknown_rows(plan, papers)
         keep_plan(deployment, plan)
-        _gate(deployment, plan)
         if ended_with_nothing_to_do(deployment, plan):
             return record_of(deployment.journal.read())
-        before = baseline(fleet, window_s=settings.baseline_s)
-        _roll_out(deployment, plan)
-        _compare(deployment, before, window_s=settings.baseline_s)
+        _gate(deployment, plan, services, papers=papers)
+        approve(deployment, plan, services)
+        before = _measure(deployment, services)
+        backups(deployment, services)
+        tell(deployment.journal.read(), services, Event.STARTED)
+        with keeping_vigil(deployment, plan, services, before=before):
+            _roll_out(deployment, plan)
+            _compare(deployment, services, before)
         deployment.promote("Every step was done, watched and verified.")
         supersede_promoted(deployment.opened, deployment.api, settings)
+        schedule_monitoring(deployment.journal, deployment.api, settings)
     return record_of(deployment.journal.read())
 
 
-def _show(plan: Plan, fleet: Fleet) -> Plan:
-    report = run_checklist(plan.change, fleet, plan)
-    gate = report.in_words or "The gate is open."
-    page = f"{plan_page(plan)}\n\n{gate}"
+def _show(plan: Plan, fleet: Fleet, environment: Environment, *, services: Services, papers: Papers) -> Plan:
+    report = run_checklist(
+        plan, fleet, environment, services, papers=papers, api=None, settings=Settings(), tell=False
+    )
+    page = f"{plan_page(plan)}\n\n{checklist_page(report)}"
     create_markdown_artifact(
         page, key=f"dry-run-{slug(plan.change.target)}", description="What would be done"
     )
@@ -83,13 +120,43 @@ def _show(plan: Plan, fleet: Fleet) -> Plan:
     return plan
 
 
-def _gate(deployment: OpenDeployment, plan: Plan) -> None:
-    report = checklist(plan.change, deployment.fleet, plan)
+def _gate(deployment: OpenDeployment, plan: Plan, services: Services, *, papers: Papers) -> None:
+    proceed(deployment)
+    report = checklist(
+        plan,
+        deployment.fleet,
+        deployment.opened.environment,
+        services,
+        papers=papers,
+        api=deployment.api,
+        settings=deployment.settings,
+    )
+    deployment.keep(Gated(report=report))
     publish_checklist(deployment, report)
     if report.blocking:
         raise GateBlockedError(
             f"The checklist blocks this deployment, nothing was changed. {report.in_words}"
         )
+
+
+def _measure(deployment: OpenDeployment, services: Services) -> Baseline:
+    """Measure before the rollout; the same window length is measured after it."""
+    proceed(deployment)
+    environment = deployment.opened.environment
+    before = baseline(
+        deployment.fleet,
+        window_s=environment.baseline_s or deployment.settings.baseline_s,
+        prometheus=services.prometheus,
+        metrics=environment.metrics,
+    )
+    deployment.record(Measured(moment="before", baseline=before))
+    away = unanswered(before.readings)
+    if away and services.prometheus and environment.on_provider_error == "roll_back":
+        raise StepFailedError(
+            f"What cannot be measured before cannot be compared after: {away}. Bring the metrics back, mend "
+            "the query, or let the environment go on without them (on_provider_error)."
+        )
+    return before
 
 
 def _roll_out(deployment: OpenDeployment, plan: Plan) -> None:
@@ -100,10 +167,17 @@ def _roll_out(deployment: OpenDeployment, plan: Plan) -> None:
         OPEN.reset(token)
 
 
-def _compare(deployment: OpenDeployment, before: Baseline, *, window_s: float) -> None:
-    """Compare with the baseline; an error ratio that got worse takes the change back."""
-    comparisons = compare(before, baseline(deployment.fleet, window_s=window_s))
+def _compare(deployment: OpenDeployment, services: Services, before: Baseline) -> None:
+    """Compare with the baseline; a metric that may take a change back and got worse does so."""
+    proceed(deployment)
+    metrics = deployment.opened.environment.metrics
+    after = baseline(
+        deployment.fleet, window_s=before.window_s, prometheus=services.prometheus, metrics=metrics
+    )
+    comparisons = compare(before, after, metrics)
+    deployment.record(Measured(moment="after", baseline=after))
+    deployment.record(Compared(comparisons=comparisons))
     publish_comparison(deployment, comparisons)
-    worse = [c for c in comparisons if c.result == "worse" and c.name == "error_ratio"]
+    worse = [comparison for comparison in comparisons if comparison.takes_back]
     if worse:
-        raise StepFailedError("; ".join(f"{c.name}: {c.change}" for c in worse))
+        raise StepFailedError("; ".join(f"{one.name}: {one.change}" for one in worse))

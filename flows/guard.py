@@ -18,11 +18,13 @@ from prefect.client.schemas.objects import FlowRun, State
 from rules.errors import CutOffError, DeployError, FencedError, GateBlockedError
 from rules.journal import Opened
 from rules.record import record_of
+from tasks.aftermath import after_end
 from tasks.deployment import OpenDeployment, open_deployment
 from tasks.known import readable_journals
 from tasks.prefect_api import PrefectApi
 from tasks.recover import recover
-from tasks.report import publish_end, publish_record
+from tasks.report import publish_decisions
+from tasks.services import Services
 from tasks.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -34,8 +36,13 @@ class TakenBackError(DeployError):
 
 
 @contextmanager
-def guarded(opened: Opened, settings: Settings) -> Iterator[OpenDeployment]:
+def guarded(opened: Opened, settings: Settings, services: Services | None = None) -> Iterator[OpenDeployment]:
     """Open a deployment, and take it back whatever goes wrong in the body, while the run still reads RUNNING.
+
+    Args:
+        opened: the deployment's opening entry.
+        settings: of this host.
+        services: who is told of its end; None: nobody.
 
     Raises:
         GateBlockedError: the checklist did not allow it; nothing was changed.
@@ -49,7 +56,10 @@ def guarded(opened: Opened, settings: Settings) -> Iterator[OpenDeployment]:
             deployment.end_unchanged("blocked", str(error))
             raise
         finally:
-            publish_end(deployment)
+            with undisturbed():
+                publish_decisions(deployment)
+                view = deployment.journal.read()
+                after_end(view, api=api, settings=settings, services=services or Services())
 
 
 @contextmanager
@@ -150,4 +160,4 @@ def take_back_after(flow: Flow[Any, Any], flow_run: FlowRun, state: State) -> No
             after = recover(journal.deployment, cause=cause, by=f"hook {state.name}", settings=settings)
         log.warning("%s is %s: %s", journal.deployment, after.state, after.reason)
         with PrefectApi(settings) as api:
-            publish_record(api, after)
+            after_end(after, api=api, settings=settings)

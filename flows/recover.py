@@ -7,11 +7,12 @@ import logging
 from prefect import flow, get_run_logger
 
 from rules.errors import DeployError
+from rules.journal import JournalView
 from rules.record import DeploymentRecord, record_of
+from tasks.aftermath import after_end, keep_books
 from tasks.journal import JournalFile
 from tasks.prefect_api import PrefectApi
 from tasks.recover import Recovered, recover_all, roll_back_by_person
-from tasks.report import publish_record
 from tasks.runs import end_dead_run
 from tasks.settings import Settings
 
@@ -26,14 +27,18 @@ def recover() -> list[Recovered]:
             if not one.acted:
                 continue
             logger.warning("%s is %s: %s", one.deployment, one.state, one.reason)
-            publish_record(api, JournalFile(settings.journal_dir, one.deployment).read())
+            view = JournalFile(settings.journal_dir, one.deployment).read()
+            after_end(view, api=api, settings=settings)
             end_dead_run(api, one.flow_run_id, f"{one.deployment} is {one.state}: {one.reason}")
+    keep_books(settings)
     return list(looked_at)
 
 
 @flow(name="roll-back", flow_run_name="{deployment}")
 def roll_back(deployment: str, reason: str) -> DeploymentRecord:
-    """Take a deployment back by a person's word: promoted in the last 24 hours, left open, or failed to.
+    """Take a deployment back at once by a person's word, within 5 minutes.
+
+    It was promoted in the last 24 hours, left open, or could not be taken back before.
 
     Args:
         deployment: its id, as in the name of its artifacts.
@@ -43,9 +48,18 @@ def roll_back(deployment: str, reason: str) -> DeploymentRecord:
         DeployError: it cannot be taken back, or the way back failed; says which state things were left in.
     """
     settings = Settings()
-    view = roll_back_by_person(deployment, reason=reason, settings=settings)
+    view = roll_back_by_person(deployment, reason=reason, settings=settings.immediate())
     with PrefectApi(settings) as api:
-        publish_record(api, view)
+        after_end(view, api=api, settings=settings)
+    return taken_back(view)
+
+
+def taken_back(view: JournalView) -> DeploymentRecord:
+    """Return the record of a deployment that was taken back.
+
+    Raises:
+        DeployError: it was not; says which state things are in.
+    """
     record = record_of(view)
     if record.state == "rollback_failed":
         raise DeployError(f"{record.deployment}: the way back failed, the target stays locked: {view.reason}")

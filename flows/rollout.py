@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from prefect import get_run_logger, runtime
 
 from rules.change import Change
+from rules.environment import Environment
 from rules.errors import StepFailedError
 from rules.fleet import Fleet
 from rules.frozen import slug
@@ -16,6 +17,7 @@ from rules.rollout import plan_rollout
 from rules.strategy import Strategy
 from tasks.deployment import OpenDeployment
 from tasks.fleet import observe_fleet
+from tasks.pause import proceed
 from tasks.report import publish_plan, publish_progress
 from tasks.settings import Settings
 from tasks.steps import perform
@@ -24,7 +26,14 @@ from tasks.steps import perform
 OPEN: ContextVar[OpenDeployment | None] = ContextVar("open_deployment", default=None)
 
 
-def opening(change: Change, strategy: Strategy, fleet: Fleet, settings: Settings) -> Opened:
+def opening(
+    change: Change,
+    strategy: Strategy,
+    fleet: Fleet,
+    settings: Settings,
+    *,
+    environment: Environment | None = None,
+) -> Opened:
     """Return the opening entry for this flow run's deployment."""
     run_id = str(runtime.flow_run.id)
     attempt = runtime.flow_run.run_count
@@ -35,6 +44,7 @@ def opening(change: Change, strategy: Strategy, fleet: Fleet, settings: Settings
         flow_run_id=run_id,
         host=settings.host,
         fleet=fleet,
+        environment=environment or Environment(),
         summary=f"{change.component} {change.application}, release {change.release}, {strategy.strategy}",
     )
 
@@ -71,6 +81,7 @@ def walk(deployment: OpenDeployment, plan: Plan) -> None:
     logger = get_run_logger()
     state = plan.before
     for step in plan.steps:
+        proceed(deployment)
         logger.info("step %d of %d: %s", step.number + 1, len(plan.steps), step.title)
         perform(deployment, plan, step, expected=state)
         state = applied(state, step.action, plan.change)

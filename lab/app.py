@@ -119,7 +119,8 @@ class Application:
         if not ready:
             return Answer(503, {"error": "starting", "release": self.release})
         await asyncio.sleep(self._number("latency_s"))
-        if self.chance.random() < self._number("error_ratio"):
+        has_turned_bad = time.monotonic() - self.began >= self._number("errors_after_s")
+        if has_turned_bad and self.chance.random() < self._number("error_ratio"):
             return Answer(500, {"error": "this release has a fault", "release": self.release})
         return Answer(200, {"release": self.release, "path": path})
 

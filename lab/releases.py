@@ -23,6 +23,7 @@ class Behaviour(Frozen):
     """How a release behaves; by default it is a good one."""
 
     error_ratio: Ratio = Field(default=0.0, description="share of answers other than /health that are 500")
+    errors_after_s: Seconds = Field(default=0.0, description="the errors begin this long after its start")
     latency_s: Seconds = Field(default=0.0, description="every answer but /health takes this long")
     ready_after_s: Seconds = Field(default=0.0, description="answers 503 for this long, also on /health")
     dies_after_s: PositiveSeconds | None = Field(default=None, description="exits by itself after this")

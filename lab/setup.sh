@@ -44,7 +44,9 @@ install_packages() {
 # Print the packages of programs that are not here. Without them some tests are skipped.
 missing_packages() {
     for wanted in ssh:openssh-client sshd:openssh-server socat:socat setpriv:util-linux nix-store:nix-bin \
-        systemd-nspawn:systemd-container; do
+        systemd-nspawn:systemd-container prometheus:prometheus prometheus-alertmanager:prometheus-alertmanager \
+        prometheus-node-exporter:prometheus-node-exporter restic:restic zfs-fuse:zfs-fuse mkfs.btrfs:btrfs-progs
+    do
         PATH="$PATH:/usr/sbin:/sbin" command -v "${wanted%%:*}" >/dev/null || printf '%s ' "${wanted#*:}"
     done
 }

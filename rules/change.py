@@ -55,6 +55,12 @@ class ApplicationRelease(Frozen):
         return self.release if isinstance(self.artefact, ReleaseArchive) else self.artefact.path
 
     @property
+    def id(self) -> str:
+        """What makes it the same change in another environment: component, release and content."""
+        content = self.artefact.sha256 if isinstance(self.artefact, ReleaseArchive) else self.artefact.path
+        return f"{self.component}:{self.release}:{content}"
+
+    @property
     def target(self) -> str:
         """What is locked while this change is deployed."""
         return f"application-{self.application}"

@@ -1,21 +1,54 @@
-"""The gate before a deployment: what was checked, with which evidence, and whether it blocks."""
+"""The gate before a deployment: what was checked, on which evidence, and whether it blocks."""
 
 from __future__ import annotations
 
-from enum import StrEnum
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal
 
-from rules.change import Change
-from rules.fleet import Fleet, FleetState
+from pydantic import Field
+
+from rules.environment import Stage
+from rules.finding import Finding, Result
 from rules.frozen import Frozen
-from rules.rollout import serving
+
+__all__ = ["Attestation", "Check", "ChecklistReport", "Finding", "Item", "Result", "Waiver", "judge"]
+
+Section = Literal["release", "code", "environment", "infrastructure", "strategy", "final"]
+Phase = Literal["before", "during", "after"]
+
+ItemId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{2,63}$")]
+Person = Annotated[str, Field(min_length=2, max_length=120, description="who says so")]
+Words = Annotated[str, Field(min_length=3, max_length=2000)]
+_GOOD = frozenset({Result.PASSED, Result.NOT_APPLICABLE, Result.ATTESTED, Result.WAIVED})
 
 
-class Result(StrEnum):
-    """How a check came out. Unknown is not passed."""
+class Item(Frozen):
+    """A question of the checklist; from stage `blocks_from` on, an answer that is not good blocks."""
 
-    PASSED = "passed"
-    FAILED = "failed"
-    UNKNOWN = "unknown"
+    id: ItemId
+    title: str
+    section: Section
+    blocks_from: Stage | None = Field(description="None: it only ever warns")
+    remedy: str = Field(description="how to supply what is missing")
+    phase: Phase = "before"
+    attestable: bool = Field(default=True, description="a person's word may stand for missing evidence")
+
+
+class Attestation(Frozen):
+    """A person's word where no evidence can be read."""
+
+    item: ItemId = Field(description="id of the row")
+    by: Person
+    words: Words = Field(description="what was looked at, and what was found")
+
+
+class Waiver(Frozen):
+    """A person's decision to go on without a row, whatever it says."""
+
+    item: ItemId = Field(description="id of the row")
+    by: Person
+    reason: Words
 
 
 class Check(Frozen):
@@ -23,9 +56,13 @@ class Check(Frozen):
 
     id: str
     title: str
+    section: Section
+    phase: Phase
     result: Result
+    blocks: bool = Field(description="whether this row, as it stands, stops the deployment")
     evidence: str
     remedy: str = ""
+    by: str = Field(default="", description="who attested or waived it")
 
 
 class ChecklistReport(Frozen):
@@ -36,73 +73,86 @@ class ChecklistReport(Frozen):
     @property
     def blocking(self) -> tuple[Check, ...]:
         """The rows that do not allow the deployment."""
-        return tuple(check for check in self.checks if check.result is not Result.PASSED)
+        return tuple(check for check in self.checks if check.blocks)
+
+    @property
+    def warnings(self) -> tuple[Check, ...]:
+        """The rows that are not good and are let pass in this environment."""
+        return tuple(c for c in self.checks if not c.blocks and c.result not in _GOOD)
 
     @property
     def in_words(self) -> str:
-        """What is missing, and how to supply it."""
-        return " ".join(f"{c.title}: {c.result}, {c.evidence}. {c.remedy}" for c in self.blocking)
+        """What is missing, and how to supply it; empty when nothing blocks."""
+        return " ".join(f"{c.title} ({c.id}): {c.result}, {c.evidence} {c.remedy}" for c in self.blocking)
+
+    @property
+    def summary(self) -> str:
+        """How many rows came out how."""
+        counted = Counter(check.result for check in self.checks)
+        parts = [f"{counted[result]} {result.replace('_', ' ')}" for result in Result if counted[result]]
+        return f"{len(self.checks)} rows: {', '.join(parts)}; {len(self.blocking)} block"
 
 
-def judge_fleet(change: Change, fleet: Fleet, before: FleetState) -> tuple[Check, ...]:
-    """Return the rows that the fleet's state answers: who serves users, and what a rollback returns to."""
-    users = serving(fleet, before)
-    names = tuple(instance.name for instance in users)
-    up = before.healthy(names)
-    return (
-        _check(
-            "instances-healthy",
-            "Instances that serve users are healthy",
-            ok=len(up) == len(names),
-            evidence=f"{len(up)} of {len(names)} answer their probe",
-            remedy=f"Bring {', '.join(sorted(set(names) - set(up)))} up first.",
-        ),
-        _balancer_ready(fleet, before, names=names),
-        _rollback_target(change, fleet, before),
+def judge(
+    items: Iterable[Item],
+    findings: Mapping[str, Finding],
+    *,
+    stage: Stage,
+    attestations: Iterable[Attestation] = (),
+    waivers: Iterable[Waiver] = (),
+) -> ChecklistReport:
+    """Return the rows of `items`, in their order.
+
+    A waiver stands over everything. A person's word stands in for evidence that is missing, never against
+    evidence that was read.
+
+    Args:
+        items: the questions.
+        findings: item id -> what was read; an item without one is unknown.
+        stage: how strict to be.
+        attestations: persons' words.
+        waivers: persons' decisions.
+    """
+    said = {attestation.item: attestation for attestation in attestations}
+    waived = {waiver.item: waiver for waiver in waivers}
+    nothing = Finding.unknown("no evidence was given.")
+    return ChecklistReport(
+        checks=tuple(
+            _row(item, findings.get(item.id, nothing), said.get(item.id), waived.get(item.id), stage)
+            for item in items
+        )
     )
 
 
-def _balancer_ready(fleet: Fleet, before: FleetState, *, names: tuple[str, ...]) -> Check:
-    out = [name for name in names if fleet.route and before.servers.get(name) != "ready"]
-    traffic = before.traffic
-    words = f"all traffic to {traffic.live}" if traffic else "no balancer declared"
-    return _check(
-        "balancer-ready",
-        "Balancer answers and sends traffic to the instances",
-        ok=not out,
-        evidence=f"{words}; taken out: {', '.join(out) or 'none'}",
-        remedy="Bring the instances that are taken out back to ready.",
+def unknown_items(
+    items: Iterable[Item], attestations: Iterable[Attestation], waivers: Iterable[Waiver]
+) -> tuple[str, ...]:
+    """Return the ids that persons named and that no row has, sorted: a slip must not pass for a word."""
+    known = {item.id for item in items}
+    named = {a.item for a in attestations} | {w.item for w in waivers}
+    return tuple(sorted(named - known))
+
+
+def _row(  # noqa: PLR0917 - one row has these five sides
+    item: Item, finding: Finding, said: Attestation | None, waived: Waiver | None, stage: Stage
+) -> Check:
+    by, remedy = "", item.remedy
+    if waived and finding.result is not Result.PASSED:
+        was = f"{finding.result.replace('_', ' ')}: {finding.evidence}"
+        finding = Finding(result=Result.WAIVED, evidence=f"{waived.reason} (it was {was})")
+        by = waived.by
+    elif said and item.attestable and finding.result is Result.UNKNOWN:
+        finding, by = Finding(result=Result.ATTESTED, evidence=said.words), said.by
+    good = finding.result in _GOOD
+    strict = item.blocks_from is not None and stage.is_at_least(item.blocks_from)
+    return Check(
+        id=item.id,
+        title=item.title,
+        section=item.section,
+        phase=item.phase,
+        result=finding.result,
+        blocks=strict and not good,
+        evidence=finding.evidence,
+        remedy="" if good else remedy,
+        by=by,
     )
-
-
-def _rollback_target(change: Change, fleet: Fleet, before: FleetState) -> Check:
-    """What a rollback returns to must be alive: the instances that serve users now, on a known release."""
-    back_to = {instance.name for instance in serving(fleet, before)}
-    bad = sorted(
-        name
-        for name in back_to
-        if before.instances[name].running is None or before.instances[name].release is None
-    )
-    return _check(
-        "rollback-target",
-        "Rollback target is present and healthy",
-        ok=not bad,
-        evidence=f"without a healthy recorded release: {', '.join(bad) or 'none'} (new: {change.release})",
-        remedy="A first installation has nothing to return to: bring a release up by hand once.",
-    )
-
-
-def artefact_check(*, found: str | None, wanted: str, where: str) -> Check:
-    """Return the row that says whether the release is there and is what was asked for."""
-    return _check(
-        "release-present",
-        "Release is present and its checksum is right",
-        ok=found == wanted,
-        evidence=f"{where} is {'missing' if found is None else found}, wanted {wanted}",
-        remedy="Put the archive there, or correct the path or sha256 of the request.",
-    )
-
-
-def _check(name: str, title: str, *, ok: bool, evidence: str, remedy: str) -> Check:
-    result = Result.PASSED if ok else Result.FAILED
-    return Check(id=name, title=title, result=result, evidence=evidence, remedy="" if ok else remedy)

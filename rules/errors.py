@@ -43,6 +43,18 @@ class RevokedError(DeployError):
     """The flow run was cancelled or ended from outside; what was done is taken back."""
 
 
+class AbortedError(DeployError):
+    """A person aborted the deployment, or left it paused for too long; what was done is taken back."""
+
+
+class RefusedError(DeployError):
+    """A person refused to approve the deployment, or nobody did in time; nothing was touched."""
+
+
+class AlarmError(DeployError):
+    """What watches the system beside the rollout raised an alarm; what was done is taken back."""
+
+
 class ApiUnavailableError(DeployError):
     """Prefect's API did not answer in time."""
 

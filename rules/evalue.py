@@ -16,8 +16,15 @@ _TIMES_WORSE = (1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 #: How far below the limit a side may be, as parts of the limit.
 _PARTS_OF_LIMIT = (0.02, 0.2, 0.5, 0.75)
 
+#: How many times above a limit a side may err.
+_TIMES_ABOVE = (1.25, 1.6, 2.0, 3.0, 6.0, 20.0)
+#: Limits below this are taken for this: "above 0" would be known by the first error ever.
+_LEAST_LIMIT = 0.001
+
 #: The bets on "worse than stable" before the first tick.
 OPENING_BETS = (0.0,) * len(_TIMES_WORSE)
+#: The bets on "above the limit" before the first look.
+OPENING_BETS_ABOVE = (0.0,) * len(_TIMES_ABOVE)
 
 
 def log_mean(logs: Sequence[float]) -> float:
@@ -62,6 +69,31 @@ def _kept(number: int) -> float:
 
 def _log_add(a: float, b: float) -> float:
     return max(a, b) + math.log1p(math.exp(-abs(a - b)))
+
+
+def after_look(log_bets: tuple[float, ...], side: Counts, *, limit: float, number: int) -> tuple[float, ...]:
+    """Return the bets on "errs in more than `limit` of its requests" after one more look.
+
+    While it does not, whatever its ratio is at each look, no bet is expected to gain.
+
+    Args:
+        log_bets: the bets before it.
+        side: the answers since the look before; without requests nothing is known, and nothing changes.
+        limit: the error ratio that the side may have.
+        number: 1 for the first look with requests, and so on; sets how much is staked.
+    """
+    if not side.requests or limit >= 1:
+        return log_bets
+    least = max(limit, _LEAST_LIMIT)
+    log_kept = math.log(_kept(number))
+    after = []
+    for times, log_bet in zip(_TIMES_ABOVE, log_bets, strict=True):
+        claim = min(times * least, (19 + least) / 20)
+        per_error, per_success = math.log(claim / least), math.log((1 - claim) / (1 - least))
+        staked = log_bet + math.log1p(-math.exp(log_kept - log_bet))
+        gain = side.errors * per_error + (side.requests - side.errors) * per_success
+        after.append(_log_add(log_kept, staked + gain))
+    return tuple(after)
 
 
 def log_below(side: Counts, limit: float) -> float | None:

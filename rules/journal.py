@@ -11,9 +11,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from rules.backup import BackupTaken
+from rules.baseline import Baseline, Comparison
+from rules.checklist import ChecklistReport
+from rules.environment import Environment
+from rules.finding import Finding
 from rules.fleet import Fleet
 from rules.frozen import Count, Frozen, Ratio
 from rules.plan import Plan
+from rules.traffic import Counts
 from rules.undo import AnyUndoStep
 from rules.verdict import Outcome
 
@@ -58,6 +64,7 @@ class Opened(Stamped):
     host: str
     fleet: Fleet
     summary: str
+    environment: Environment = Environment()
     continues: str | None = Field(
         default=None, description="the deployment whose failed rollback this repeats"
     )
@@ -121,6 +128,77 @@ class Held(Stamped):
     reason: str
 
 
+class Gated(Stamped):
+    """The checklist was judged, with what persons attested and waived."""
+
+    entry: Literal["gated"] = "gated"
+    report: ChecklistReport
+
+
+class Approved(Stamped):
+    """A person approved it, after having seen plan and checklist."""
+
+    entry: Literal["approved"] = "approved"
+    by: str
+    words: str = ""
+
+
+class Measured(Stamped):
+    """How users and hosts are doing, before and after the rollout."""
+
+    entry: Literal["measured"] = "measured"
+    moment: Literal["before", "after"]
+    baseline: Baseline
+
+
+class Compared(Stamped):
+    """What was measured before and after, side by side."""
+
+    entry: Literal["compared"] = "compared"
+    comparisons: tuple[Comparison, ...]
+
+
+class BackedUp(Stamped):
+    """A backup was taken and read back."""
+
+    entry: Literal["backed_up"] = "backed_up"
+    taken: BackupTaken
+    verified: Finding
+
+
+class Noted(Stamped):
+    """Something that people should find in the timeline: a pause, an alert, a provider that is away."""
+
+    entry: Literal["noted"] = "noted"
+    about: Annotated[str, Field(pattern=r"^[a-z_]+$")]
+    words: str
+    by: str = "flow"
+
+
+class MonitoringScheduled(Stamped):
+    """The runs that watch the deployment after its promotion are known to Prefect."""
+
+    entry: Literal["monitoring_scheduled"] = "monitoring_scheduled"
+    runs: Count
+    until: datetime
+    counters: Counts | None = Field(
+        default=None, description="the live side's answers by the balancer, when the first window began"
+    )
+
+
+class Monitored(Stamped):
+    """One monitoring run has ended: what it saw in its window, and what it decided."""
+
+    entry: Literal["monitored"] = "monitored"
+    number: Count
+    since: datetime
+    action: str
+    reasons: tuple[str, ...]
+    requests: Count = 0
+    errors: Count = 0
+    counters: Counts | None = Field(default=None, description="the same, when this window ended")
+
+
 class Moved(Stamped):
     """The deployment changed its state, and why."""
 
@@ -130,7 +208,25 @@ class Moved(Stamped):
     by: str
 
 
-Entry = Opened | Locked | Planned | Intent | Done | Decided | Undone | Held | Moved
+Entry = (
+    Opened
+    | Locked
+    | Planned
+    | Gated
+    | Approved
+    | Measured
+    | Compared
+    | BackedUp
+    | Noted
+    | Intent
+    | Done
+    | Decided
+    | Undone
+    | Held
+    | MonitoringScheduled
+    | Monitored
+    | Moved
+)
 ENTRY: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="entry")])
 
 
@@ -200,6 +296,45 @@ class JournalView(Frozen):
     def held(self) -> tuple[Held, ...]:
         """Undo steps that were refused because their target is dead."""
         return tuple(entry for entry in self.entries if isinstance(entry, Held))
+
+    @property
+    def gate(self) -> ChecklistReport | None:
+        """The checklist as it was judged before; None: not yet, or without one."""
+        reports = [entry.report for entry in self.entries if isinstance(entry, Gated)]
+        return reports[-1] if reports else None
+
+    @property
+    def approval(self) -> Approved | None:
+        """Who approved it; None when nobody did."""
+        approvals = [entry for entry in self.entries if isinstance(entry, Approved)]
+        return approvals[-1] if approvals else None
+
+    @property
+    def backups(self) -> tuple[BackedUp, ...]:
+        """The backups taken before the rollout, oldest first."""
+        return tuple(entry for entry in self.entries if isinstance(entry, BackedUp))
+
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """The newest comparison with the baseline; empty before there is one."""
+        made = [entry.comparisons for entry in self.entries if isinstance(entry, Compared)]
+        return made[-1] if made else ()
+
+    @property
+    def monitoring(self) -> MonitoringScheduled | None:
+        """The watch after the promotion, once its runs are known to Prefect."""
+        scheduled = [entry for entry in self.entries if isinstance(entry, MonitoringScheduled)]
+        return scheduled[-1] if scheduled else None
+
+    @property
+    def monitored(self) -> tuple[Monitored, ...]:
+        """What each monitoring run saw, oldest first."""
+        return tuple(entry for entry in self.entries if isinstance(entry, Monitored))
+
+    def baseline(self, moment: Literal["before", "after"]) -> Baseline | None:
+        """Return what was measured then; None: nothing was."""
+        measured = [e.baseline for e in self.entries if isinstance(e, Measured) and e.moment == moment]
+        return measured[-1] if measured else None
 
     def moved_at(self, state: DeploymentState) -> datetime | None:
         """Return when it first reached `state`; None if it never did."""

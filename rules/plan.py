@@ -60,6 +60,17 @@ class SetTraffic(Frozen):
     traffic: Traffic
 
 
+class RehearseSwitch(Frozen):
+    """Set each of `splits` in turn on a route that no frontend uses, read each back, remove that route.
+
+    It proves that the balancer takes, keeps and shows the switch and the switch back, before users depend
+    on either. No request follows that route, so nobody can notice.
+    """
+
+    action: Literal["rehearse_switch"] = "rehearse_switch"
+    splits: Annotated[tuple[Traffic, ...], Field(min_length=2)]
+
+
 class DrainServer(Frozen):
     """Send the instance no new requests and wait for the open ones."""
 
@@ -102,6 +113,7 @@ Action = (
     | ProbeInstance
     | TestInstance
     | SetTraffic
+    | RehearseSwitch
     | DrainServer
     | RejoinServer
     | WatchSide
@@ -156,7 +168,7 @@ def applied(state: FleetState, action: Action, change: Change) -> FleetState:
             return state.model_copy(update={"servers": {**state.servers, action.instance: "maint"}})
         case RejoinServer():
             return state.model_copy(update={"servers": {**state.servers, action.instance: "ready"}})
-        case ProbeInstance() | TestInstance() | WatchSide() | ObserveBatch():
+        case RehearseSwitch() | ProbeInstance() | TestInstance() | WatchSide() | ObserveBatch():
             return state
         case StageRelease() | SwitchRelease() | RestartService():
             return _instance_applied(state, action, change)

@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from rules.checklist import ChecklistReport
 from rules.frozen import Frozen
-from rules.incident import Incident
 from rules.journal import (
+    Approved,
+    BackedUp,
+    Compared,
     Decided,
     DeploymentState,
     Done,
     Entry,
+    Gated,
     Held,
     Intent,
     JournalView,
     Locked,
+    Measured,
+    Monitored,
+    MonitoringScheduled,
     Moved,
+    Noted,
     Opened,
     Planned,
     Undone,
@@ -34,10 +42,14 @@ class DeploymentRecord(Frozen):
     component: str
     release: str
     strategy: str
+    environment: str = "development"
+    stage: str = "development"
+    change_id: str = ""
     state: DeploymentState
     reason: str
     started_at: datetime
     ended_at: datetime
+    promoted_at: datetime | None = None
     rollback_began_at: datetime | None = None
     left_to_undo: tuple[str, ...] = ()
 
@@ -58,10 +70,14 @@ def record_of(journal: JournalView) -> DeploymentRecord:
         component=plan.change.component if plan else journal.opened.target.split("-", 1)[0],
         release=plan.change.release if plan else "",
         strategy=plan.strategy.strategy if plan else "",
+        environment=journal.opened.environment.name,
+        stage=journal.opened.environment.stage,
+        change_id=plan.change.id if plan else "",
         state=journal.state,
         reason=journal.cause or journal.reason,
         started_at=journal.opened.at,
         ended_at=journal.entries[-1].at,
+        promoted_at=journal.moved_at("promoted"),
         rollback_began_at=journal.moved_at("rolling_back"),
         left_to_undo=tuple(intent.undo.describe() for intent in journal.to_undo),
     )
@@ -88,6 +104,36 @@ def in_words(entry: Entry) -> str:
             return f"step {entry.number + 1} not taken back: {entry.reason}"
         case Moved():
             return f"**{entry.state}** by {entry.by}: {entry.reason}"
+        case _:
+            return _around_in_words(entry)
+
+
+def _around_in_words(
+    entry: Gated | Approved | Measured | Compared | BackedUp | Noted | MonitoringScheduled | Monitored,
+) -> str:
+    """Return an entry that stands around the steps: what was checked, measured, backed up and watched."""
+    match entry:
+        case Gated():
+            return f"checklist: {entry.report.summary}"
+        case Approved():
+            return f"approved by {entry.by}{': ' if entry.words else ''}{entry.words}"
+        case Measured():
+            return f"measured {entry.moment} the rollout, over {entry.baseline.window_s:g} s"
+        case Compared():
+            return f"compared with the baseline: {_compared(entry)}"
+        case BackedUp():
+            return f"backed up: {entry.taken.identity}; {entry.verified.result}, {entry.verified.evidence}"
+        case Noted():
+            return f"{entry.about.replace('_', ' ')} ({entry.by}): {entry.words}"
+        case MonitoringScheduled():
+            return f"{entry.runs} monitoring runs until {entry.until:%F %T} UTC"
+        case Monitored():
+            return f"monitoring run {entry.number + 1}: **{entry.action}**, {'; '.join(entry.reasons)}"
+
+
+def _compared(entry: Compared) -> str:
+    worse = [f"{c.name} {c.change}" for c in entry.comparisons if c.result == "worse"]
+    return f"worse: {'; '.join(worse)}" if worse else "nothing is worse"
 
 
 def _cell(text: str) -> str:
@@ -119,6 +165,20 @@ def plan_page(plan: Plan) -> str:
         for s in plan.steps
     ]
     return "\n".join([*head, *(rows or ["| | nothing to do: the release is in place already | |"])])
+
+
+def checklist_page(report: ChecklistReport) -> str:
+    """Return a checklist as a Markdown page: what blocks first, then every row."""
+    head = f"# Checklist: {'blocked' if report.blocking else 'the gate is open'}\n\n{report.summary}."
+    needed = [f"- **{c.title}** (`{c.id}`): {c.result}, {c.evidence} {c.remedy}" for c in report.blocking]
+    rows = [
+        f"| {c.section} | {c.id} | {'**' if c.blocks else ''}{c.result.replace('_', ' ')}"
+        f"{'**' if c.blocks else ''}{f' by {_cell(c.by)}' if c.by else ''} | {_cell(c.evidence)} |"
+        for c in report.checks
+    ]
+    table = ["| section | row | result | evidence |", "|---|---|---|---|", *rows]
+    missing = ["What is missing, and how to supply it:", "", *needed, ""] if needed else []
+    return "\n".join([head, "", *missing, *table])
 
 
 def decision_page(journal: JournalView) -> str:
@@ -157,15 +217,3 @@ def record_page(journal: JournalView) -> str:
         rows["next"] = f"mend the cause, then run roll-back for {record.deployment}; the target stays locked"
     body = [f"| {key} | {_cell(value)} |" for key, value in rows.items()]
     return "\n".join([f"# {record.deployment}", "", "| | |", "|---|---|", *body])
-
-
-def incident_page(incident: Incident) -> str:
-    """Return an incident as a Markdown page."""
-    return "\n\n".join(
-        [
-            f"# {incident.severity}: {incident.title}",
-            f"**What happened.** {incident.what_happened}",
-            f"**Left in.** {incident.left_in}",
-            f"**Next.** {incident.next_step}",
-        ]
-    )

@@ -18,6 +18,7 @@ from rules.plan import (
     ObserveBatch,
     Plan,
     ProbeInstance,
+    RehearseSwitch,
     RejoinServer,
     RestartService,
     SetTraffic,
@@ -29,7 +30,14 @@ from rules.plan import (
 )
 from rules.strategy import BlueGreen, Canary, InPlace, Rolling, Strategy
 from rules.traffic import Traffic
-from rules.undo import RemoveRelease, RestoreRelease, RestoreServer, RestoreTraffic, UndoStep
+from rules.undo import (
+    RemoveRehearsal,
+    RemoveRelease,
+    RestoreRelease,
+    RestoreServer,
+    RestoreTraffic,
+    UndoStep,
+)
 
 #: The steps that bring one instance to the new release.
 Update = Callable[[Instance], Iterable[Step]]
@@ -115,8 +123,9 @@ def _in_place(
 
 def _blue_green(strategy: BlueGreen, fleet: Fleet, before: FleetState, *, update: Update) -> Iterator[Step]:
     traffic, idle = _sides(fleet, before)
-    yield from chain.from_iterable(update(instance) for instance in fleet.side(idle))
     promoted = Traffic(live=idle, candidate=traffic.live)
+    yield _rehearse(idle, (traffic, promoted, traffic))
+    yield from chain.from_iterable(update(instance) for instance in fleet.side(idle))
     yield _step(
         f"switch all traffic to {idle}", SetTraffic(traffic=promoted), RestoreTraffic(traffic=traffic)
     )
@@ -128,17 +137,25 @@ def _canary(strategy: Canary, fleet: Fleet, before: FleetState, *, update: Updat
     traffic, idle = _sides(fleet, before)
     # every step goes straight back to where the deployment began: a rollback has no steps of its own
     back = RestoreTraffic(traffic=traffic)
+    promoted = Traffic(live=idle, candidate=traffic.live)
+    splits = [
+        Traffic(live=traffic.live, candidate=idle, canary_basis_points=round(percent * 100))
+        for percent in strategy.steps_percent
+    ]
+    yield _rehearse(idle, (traffic, splits[0], promoted, traffic))
     yield from chain.from_iterable(update(instance) for instance in fleet.side(idle))
-    for percent in strategy.steps_percent:
-        share = round(percent * 100)
-        split = Traffic(live=traffic.live, candidate=idle, canary_basis_points=share)
+    for percent, split in zip(strategy.steps_percent, splits, strict=True):
         yield _step(f"send {percent:g} % of traffic to {idle}", SetTraffic(traffic=split), back)
+        share = split.canary_basis_points
         stable = traffic.live if share < _ALL else None
         bake_s = strategy.bake_s if share == _ALL else 0.0
         watch = WatchSide(side=idle, stable=stable, share=share, watch=strategy.watch, bake_s=bake_s)
         yield _step(f"watch {idle} at {percent:g} %", watch)
-    promoted = Traffic(live=idle, candidate=traffic.live)
     yield _step(f"make {idle} the live side", SetTraffic(traffic=promoted), back)
+
+
+def _rehearse(idle: str, splits: tuple[Traffic, ...]) -> Step:
+    return _step(f"rehearse the switch to {idle} and back", RehearseSwitch(splits=splits), RemoveRehearsal())
 
 
 def _rolling(strategy: Rolling, fleet: Fleet, before: FleetState, *, update: Update) -> Iterator[Step]:

@@ -26,6 +26,16 @@ class RestoreTraffic(Frozen):
         return f"all traffic back to {self.traffic.live}"
 
 
+class RemoveRehearsal(Frozen):
+    """Remove the rehearsal's own route from the balancer and from its file; nobody's traffic follows it."""
+
+    undo: Literal["remove_rehearsal"] = "remove_rehearsal"
+
+    def describe(self) -> str:
+        """Return this step in words."""
+        return "no rehearsal route left in the balancer"
+
+
 class RestoreServer(Frozen):
     """Bring an instance's balancer state back; `ready` only once the instance answers its probe."""
 
@@ -65,7 +75,7 @@ class RemoveRelease(Frozen):
         return f"{self.instance}: remove staged {self.release}"
 
 
-UndoStep = RestoreTraffic | RestoreServer | RestoreRelease | RemoveRelease
+UndoStep = RestoreTraffic | RemoveRehearsal | RestoreServer | RestoreRelease | RemoveRelease
 #: The same, parsed by its `undo` field.
 AnyUndoStep = Annotated[UndoStep, Field(discriminator="undo")]
 
@@ -75,6 +85,8 @@ def undone(state: FleetState, step: UndoStep) -> FleetState:
     match step:
         case RestoreTraffic():
             return state.model_copy(update={"traffic": step.traffic})
+        case RemoveRehearsal():
+            return state
         case RestoreServer():
             return state.model_copy(update={"servers": {**state.servers, step.instance: step.admin}})
         case RestoreRelease():

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from rules.errors import (
+    AbortedError,
     ApiUnavailableError,
     CutOffError,
     DeployError,
@@ -33,9 +34,11 @@ from rules.journal import (
 )
 from rules.plan import Plan, Step
 from rules.verdict import CanaryEvidence, Verdict
+from tasks.control import Control, forget
 from tasks.journal import JournalFile, Mirror
 from tasks.known import readable_journals
 from tasks.lease import Lease, LeaseKeeper, Owner, acquire
+from tasks.monitoring import cancel_monitoring
 from tasks.prefect_api import PrefectApi
 from tasks.rollback import Rollback
 from tasks.settings import Settings
@@ -62,6 +65,12 @@ class OpenDeployment:
         self.fleet = opened.fleet
         self.evidence = CanaryEvidence()
         self.api = api
+        #: By this process's clock; None: nobody has paused it.
+        self.paused_since: float | None = None
+        #: Called between steps and at each tick of a watch; raises when the rollout must not go on.
+        self.heed: Callable[[], None] = lambda: None
+        #: Called before a side is passed; says why it must be held a while, or nothing.
+        self.held_by: Callable[[], str] = lambda: ""
         self._mirror, self._keeper = mirror, keeper
         self._size_bytes = journal.size_bytes
 
@@ -76,7 +85,7 @@ class OpenDeployment:
         Raises:
             FencedError: this deployment was recovered by another process; nothing was done.
             CutOffError: Prefect's API is away; nothing was done.
-            RevokedError: the flow run was ended from outside; nothing was done.
+            RevokedError, AbortedError: it was ended from outside; nothing was done.
         """
         if step.undo is None:
             self.prove_ours()
@@ -93,7 +102,7 @@ class OpenDeployment:
         """Prove that this deployment is still this process's to go on with; cheap enough for every second.
 
         Raises:
-            FencedError, CutOffError, RevokedError: it is not; see each.
+            FencedError, CutOffError, RevokedError, AbortedError: it is not; see each.
         """
         if self.lease.is_fenced or self.journal.size_bytes != self._size_bytes:
             raise FencedError(
@@ -104,6 +113,20 @@ class OpenDeployment:
             raise RevokedError(f"The flow run is {self._keeper.run_state} by Prefect's word.")
         if self.lease.silent_s > self.settings.cut_off_after_s:
             raise CutOffError(f"Prefect's API has not answered for {self.lease.silent_s:.0f} s.")
+
+        control = self.control
+        if control and control.word == "abort":
+            raise AbortedError(f"Aborted by {control.by}: {control.reason}")
+
+    @property
+    def control(self) -> Control | None:
+        """The newest word of a person to this deployment; None: there is none."""
+        return self._keeper.control
+
+    @property
+    def pause(self) -> Control | None:
+        """Who has paused this deployment, and why; None: it goes on."""
+        return self.control if self.control and self.control.word == "pause" else None
 
     def record(self, entry: Entry) -> None:
         """Write an entry to the journal, and queue it for the mirror."""
@@ -132,7 +155,15 @@ class OpenDeployment:
 
     def planned(self, plan: Plan) -> None:
         """Keep the plan, and with it the state that a rollback returns to, before anything is done."""
-        self.record(Planned(plan=plan))
+        self.keep(Planned(plan=plan))
+
+    def keep(self, entry: Entry) -> None:
+        """Write an entry that others must be able to read at once, and mirror it.
+
+        Raises:
+            CutOffError: the mirror did not take it.
+        """
+        self.record(entry)
         self._copy_to_mirror()
 
     def promote(self, reason: str) -> None:
@@ -219,6 +250,7 @@ def open_deployment(opened: Opened, api: PrefectApi, settings: Settings) -> Iter
         finally:
             keeper.stop()
             _free_lock(journal, lease, api)
+            _forget_words(keeper, opened.deployment, api)
 
 
 def _lock(opened: Opened, api: PrefectApi, settings: Settings) -> Lease:
@@ -252,6 +284,8 @@ def supersede_promoted(opened: Opened, api: PrefectApi, settings: Settings) -> N
         entries = earlier.read().entries
         try:
             Mirror(api, earlier.deployment, flow_run_id=view.opened.flow_run_id, entries=entries).flush()
+            if view.monitoring:
+                cancel_monitoring(api, earlier.deployment)
         except ApiUnavailableError as error:
             log.warning("that %s is superseded is not mirrored: %s", earlier.deployment, error)
 
@@ -266,6 +300,15 @@ def owner_of(opened: Opened, settings: Settings) -> Owner:
         since=datetime.now(UTC),
         lease_s=settings.lease_s,
     )
+
+
+def _forget_words(keeper: LeaseKeeper, deployment: str, api: PrefectApi) -> None:
+    if keeper.control is None:
+        return
+    try:
+        forget(api, deployment)
+    except ApiUnavailableError as error:
+        log.warning("what was asked of %s is not removed: %s", deployment, error)
 
 
 def _free_lock(journal: JournalFile, lease: Lease, api: PrefectApi) -> None:

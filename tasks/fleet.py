@@ -22,6 +22,21 @@ def observe_fleet(fleet: Fleet) -> FleetState:
     )
 
 
+def serving_now(fleet: Fleet) -> tuple[Instance, ...]:
+    """Return the instances that get users' requests now: ready ones of each side that carries traffic.
+
+    Without a balancer that is all of them.
+
+    Raises:
+        BalancerError: the balancer cannot be asked.
+    """
+    if fleet.route is None:
+        return fleet.instances
+    carrying = haproxy.read_traffic(fleet.route).carrying
+    members = [instance for side in carrying for instance in fleet.side(side)]
+    return tuple(instance for instance in members if admin_state(fleet, instance) == "ready")
+
+
 def admin_state(fleet: Fleet, instance: Instance) -> AdminState:
     """Return an instance's state in the balancer."""
     address, backend, server = place(fleet, instance)

@@ -7,13 +7,13 @@ HAProxy writes nothing to disk: after each change its files are rewritten, so th
 from __future__ import annotations
 
 import csv
-import socket
 import time
 from collections.abc import Callable
 
 from rules.errors import BalancerError, CommandError
 from rules.traffic import AdminState, Counts, HaproxyAddress, Route, Traffic
-from tasks.host import run, write_file
+from tasks.haproxy_socket import ask
+from tasks.host import write_file
 
 #: A map's keys and values in their order.
 Entries = tuple[tuple[str, str], ...]
@@ -33,7 +33,7 @@ def ping(address: HaproxyAddress) -> str:
     Raises:
         BalancerError: it does not answer.
     """
-    for line in _ask(address, "show info").splitlines():
+    for line in ask(address, "show info").splitlines():
         if line.startswith("Version: "):
             return line.removeprefix("Version: ")
     raise BalancerError(f"what answers on {address.socket} is no HAProxy; nothing was changed")
@@ -45,7 +45,7 @@ def read_traffic(route: Route) -> Traffic:
     Raises:
         BalancerError: HAProxy does not answer, or its map has no such route, or not in our form.
     """
-    return _traffic(route, _entries(route.balancer))
+    return _traffic(route.balancer, route.key, _entries(route.balancer))
 
 
 def set_traffic(route: Route, traffic: Traffic) -> None:
@@ -56,20 +56,48 @@ def set_traffic(route: Route, traffic: Traffic) -> None:
     Raises:
         BalancerError: refused (nothing was changed), not kept in the file, or not in force afterwards.
     """
-    known = _ask(route.balancer, "show backend").splitlines()
-    unknown = sorted({traffic.live, traffic.candidate} - set(known))
-    if unknown:
-        names = [name for name in known if name and not name.startswith("#")]
+    _switch(route.balancer, route.key, traffic)
+
+
+def rehearse_switch(route: Route, splits: tuple[Traffic, ...]) -> None:
+    """Set and read back each split in turn, as `set_traffic` would, on a route that no frontend uses.
+
+    That route is gone again afterwards, from the running map and from its file, also when this fails.
+    Repeating it is harmless.
+
+    Raises:
+        BalancerError: the balancer does not take, keep or show one of them; users' traffic was not touched.
+    """
+    try:
+        for split in splits:
+            _switch(route.balancer, _rehearsal_key(route), split)
+    finally:
+        remove_rehearsal(route)
+
+
+def remove_rehearsal(route: Route) -> None:
+    """Remove what a rehearsal left, if anything, and write the map's file from the running map.
+
+    The file is written also when there is nothing to remove: a process that was killed may have left it
+    behind the running map.
+
+    Raises:
+        BalancerError: it is still there, or the file could not be written; users' traffic was not touched.
+    """
+    address, key = route.balancer, _rehearsal_key(route)
+    reply = ""
+    if key in dict(_entries(address)):
+        reply = ask(address, f"del map {address.route_map} {key}").strip()
+    if key in dict(_keep_routes(address)):
         raise BalancerError(
-            f"HAProxy has no backend {unknown}, so traffic was left as it was; it has {names}"
+            f"the rehearsal's route {key} is still in {address.route_map} ({reply or 'no reason given'}); no "
+            f"frontend uses it, so no user notices. Remove it with `del map {address.route_map} {key}`."
         )
-    _set_entry(route, f"{traffic.live}:{traffic.candidate}:{traffic.canary_basis_points}")
-    now = _traffic(route, _keep_routes(route.balancer))
-    if now != traffic:
-        raise BalancerError(
-            f"route {route.key} was set to {traffic!r} but reads {now!r}: somebody else sets it too. "
-            "It was left so."
-        )
+
+
+def _rehearsal_key(route: Route) -> str:
+    """Return the key of the rehearsal's own entry; the dot keeps it apart from every application's route."""
+    return f"{route.key}.rehearsal"
 
 
 def server_admin(address: HaproxyAddress, backend: str, server: str) -> AdminState:
@@ -78,7 +106,7 @@ def server_admin(address: HaproxyAddress, backend: str, server: str) -> AdminSta
     Raises:
         BalancerError: HAProxy does not answer or has no such server.
     """
-    lines = _ask(address, f"show servers state {backend}").splitlines()
+    lines = ask(address, f"show servers state {backend}").splitlines()
     names = next((line[2:].split() for line in lines if line.startswith("# ")), [])
     for line in lines:
         row = dict(zip(names, line.split(), strict=False))
@@ -95,7 +123,7 @@ def set_admin(address: HaproxyAddress, backend: str, server: str, admin: AdminSt
         BalancerError: refused (the state is as it was), or not kept in the file.
     """
     command = f"set server {backend}/{server} state {admin}"
-    reply = _ask(address, command).strip()
+    reply = ask(address, command).strip()
     if reply:
         raise BalancerError(f"HAProxy refused `{command}`: {reply}; the server's state is as it was")
     _keep_servers(address)
@@ -198,36 +226,53 @@ def _answers(row: dict[str, str]) -> Counts:
 
 def _entries(address: HaproxyAddress) -> Entries:
     """Return the map's keys and values in their order."""
-    reply = _ask(address, f"show map {address.route_map}")
+    reply = ask(address, f"show map {address.route_map}")
     rows = [line.split(maxsplit=2) for line in reply.splitlines() if line.strip()]
     if any(len(row) != 3 or not row[0].startswith("0x") for row in rows):  # noqa: PLR2004 - id, key, value
         raise BalancerError(f"`show map {address.route_map}` was answered {reply!r}; nothing was changed")
     return tuple((key, value) for _, key, value in rows)
 
 
-def _traffic(route: Route, entries: Entries) -> Traffic:
-    value = dict(reversed(entries)).get(route.key)  # of entries with one key HAProxy uses the first
+def _switch(address: HaproxyAddress, key: str, traffic: Traffic) -> None:
+    known = ask(address, "show backend").splitlines()
+    unknown = sorted({traffic.live, traffic.candidate} - set(known))
+    if unknown:
+        names = [name for name in known if name and not name.startswith("#")]
+        raise BalancerError(
+            f"HAProxy has no backend {unknown}, so traffic was left as it was; it has {names}"
+        )
+    _set_entry(address, key, f"{traffic.live}:{traffic.candidate}:{traffic.canary_basis_points}")
+    now = _traffic(address, key, _keep_routes(address))
+    if now != traffic:
+        raise BalancerError(
+            f"route {key} was set to {traffic!r} but reads {now!r}: somebody else sets it too. "
+            "It was left so."
+        )
+
+
+def _traffic(address: HaproxyAddress, key: str, entries: Entries) -> Traffic:
+    value = dict(reversed(entries)).get(key)  # of entries with one key HAProxy uses the first
     if value is None:
         raise BalancerError(
-            f"{route.balancer.route_map} has no entry {route.key}; nothing was changed. "
-            f"Add `{route.key} live:candidate:0` to the file and to the running HAProxy (`add map`)."
+            f"{address.route_map} has no entry {key}; nothing was changed. "
+            f"Add `{key} live:candidate:0` to the file and to the running HAProxy (`add map`)."
         )
     try:
         live, candidate, share = value.split(":")
         return Traffic(live=live, candidate=candidate, canary_basis_points=int(share))
     except ValueError as error:
         raise BalancerError(
-            f"entry {route.key} of {route.balancer.route_map} is {value!r}, not live:candidate:basis_points; "
+            f"entry {key} of {address.route_map} is {value!r}, not live:candidate:basis_points; "
             "nothing was changed"
         ) from error
 
 
-def _set_entry(route: Route, value: str) -> None:
+def _set_entry(address: HaproxyAddress, key: str, value: str) -> None:
     """Set the entry; add it only where there is none, because `add map` makes second ones."""
-    where = f"map {route.balancer.route_map} {route.key} {value}"
-    reply = _ask(route.balancer, f"set {where}").strip()
+    where = f"map {address.route_map} {key} {value}"
+    reply = ask(address, f"set {where}").strip()
     if reply == _MISSING_ENTRY:
-        reply = _ask(route.balancer, f"add {where}").strip()
+        reply = ask(address, f"add {where}").strip()
     if reply:
         raise BalancerError(f"HAProxy refused `set {where}`: {reply}; traffic was left as it was")
 
@@ -247,7 +292,7 @@ def _keep_routes(address: HaproxyAddress) -> Entries:
 
 def _keep_servers(address: HaproxyAddress) -> None:
     if address.server_state:
-        _keep(address, address.server_state, _ask(address, "show servers state"))
+        _keep(address, address.server_state, ask(address, "show servers state"))
 
 
 def _keep(address: HaproxyAddress, path: str, text: str) -> None:
@@ -274,7 +319,7 @@ def _server_row(address: HaproxyAddress, backend: str, server: str) -> dict[str,
 def _rows(address: HaproxyAddress, backend: str, kind: int) -> list[dict[str, str]]:
     """Return a backend's statistics: its own row, or its servers' rows."""
     command = f"show stat {backend} {kind} -1"
-    reply = _ask(address, command)
+    reply = ask(address, command)
     rows = list(csv.DictReader(reply.removeprefix("# ").splitlines()))
     if not reply.startswith("# ") or (kind == _BACKEND_ROW and not rows):
         raise BalancerError(f"`{command}` was answered {reply.strip()!r}; nothing was changed")
@@ -289,41 +334,3 @@ def _wait(reached: Callable[[], bool], deadline_s: float) -> bool:
             return False
         time.sleep(_PAUSE_S)
     return True
-
-
-def _ask(address: HaproxyAddress, command: str) -> str:
-    """Return the answer to one command."""
-    try:
-        if address.host.address:
-            argv = ("socat", f"-t{address.timeout_s:g}", "-", f"UNIX-CONNECT:{address.socket}")
-            timeout_s = address.timeout_s + address.host.connect_timeout_s
-            return run(address.host, argv, timeout_s=timeout_s, stdin=f"{command}\n".encode()).stdout
-        return _ask_here(address, command)
-    except (OSError, CommandError) as error:
-        raise BalancerError(
-            f"HAProxy did not answer `{command}` on {address.socket} of {address.host.name}: {error}. "
-            "Whether it has done it is not known; a HAProxy that is down keeps the state of its files."
-        ) from error
-
-
-def _ask_here(address: HaproxyAddress, command: str) -> str:
-    deadline = time.monotonic() + address.timeout_s
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(address.timeout_s)
-        _connect(connection, address.socket, deadline)
-        connection.sendall(f"{command}\n".encode())
-        reply = bytearray()
-        while chunk := connection.recv(65_536):
-            reply += chunk
-    return reply.decode(errors="replace")
-
-
-def _connect(connection: socket.socket, path: str, deadline: float) -> None:
-    """Connect, patiently while HAProxy restarts."""
-    while True:
-        try:
-            return connection.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            if time.monotonic() >= deadline:
-                raise
-        time.sleep(_PAUSE_S)

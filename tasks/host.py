@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -23,6 +24,8 @@ from tasks.process import GUARD, Finished, finish
 _SSH_FAILED = 255
 _COPY_TIMEOUT_S = 1800.0
 _TAIL_BYTES = 65_536
+#: Where systems keep programs that only root has on PATH, such as zfs.
+_ADMINISTRATORS_PROGRAMS = "/usr/local/sbin:/usr/sbin:/sbin"
 
 # Values reach these as arguments, never as text of the script. One round trip by ssh does all of it.
 # The size is compared because a connection that breaks looks like the end of the file to `cat`.
@@ -43,6 +46,13 @@ trap 'rm -f -- "$1"' EXIT
 ln -s -- "$4" "$1"
 mv -T -- "$1" "$2"
 sync -- "$3"
+"""
+# The values come first on its input, quoted for the shell; `head` takes no byte more than it is told.
+_WITH_ENVIRONMENT = """\
+eval "$(head -c "$1")" || exit
+PATH="$PATH:$2"
+shift 2
+exec "$@"
 """
 # `bash "$0"` again under the guard, so that a script does not outlive a killed flow. The output goes to a
 # file, of 64 MiB at most, because a daemon left behind would hold a pipe open for ever.
@@ -65,6 +75,7 @@ def run(
     *,
     timeout_s: float = 60.0,
     stdin: bytes | BinaryIO | None = None,
+    env: Mapping[str, str] | None = None,
     check: bool = True,
 ) -> Finished:
     """Run `argv` on `host` and return how it ended; see `tasks.process.finish` for what is promised.
@@ -78,20 +89,51 @@ def run(
         argv: the program and its arguments; no shell reads them.
         timeout_s: seconds until the command is ended.
         stdin: what it reads; None: nothing.
+        env: added to its environment; no argument of any command holds a value of it, here or there. With
+            it, also an empty one, PATH ends with the directories of programs for administrators.
         check: whether an exit code other than 0 is an error.
 
     Raises:
         CommandError: it exited other than 0 and `check`, or it took longer than `timeout_s`.
         HostUnreachableError: ssh exited 255, with `check` or without. A remote command that was killed by
             a signal looks the same to ssh.
+        ValueError: `env` holds no name of a variable, or goes to a remote host beside an open file.
     """
-    finished = finish(ssh_argv(host, argv) if host.address else argv, timeout_s=timeout_s, stdin=stdin)
+    finished = _finish(host, argv, timeout_s=timeout_s, stdin=stdin, env=env)
     failure = (tuple(argv), host.name, finished.returncode, finished.output)
     if host.address and finished.returncode == _SSH_FAILED:
         raise HostUnreachableError(*failure)
     if finished.returncode is None or (check and finished.returncode):
         raise CommandError(*failure)
     return finished.model_copy(update={"argv": tuple(argv)})
+
+
+def _finish(
+    host: HostAddress,
+    argv: Sequence[str],
+    *,
+    timeout_s: float,
+    stdin: bytes | BinaryIO | None,
+    env: Mapping[str, str] | None,
+) -> Finished:
+    if env is None:
+        words = ssh_argv(host, argv) if host.address else argv
+        return finish(words, timeout_s=timeout_s, stdin=stdin)
+    if not host.address:
+        path = f"{os.environ.get('PATH', os.defpath)}:{_ADMINISTRATORS_PROGRAMS}"
+        whole = {**os.environ, "PATH": path, **env}
+        return finish(argv, timeout_s=timeout_s, stdin=stdin, env=whole)
+    if not (stdin is None or isinstance(stdin, bytes)):
+        raise ValueError("an environment goes to a remote host by the command's input: it takes no file")
+    exports = _exports(env)
+    words = ("sh", "-c", _WITH_ENVIRONMENT, "with-environment", str(len(exports)), _ADMINISTRATORS_PROGRAMS)
+    return finish(ssh_argv(host, (*words, *argv)), timeout_s=timeout_s, stdin=exports + (stdin or b""))
+
+
+def _exports(env: Mapping[str, str]) -> bytes:
+    if wrong := [name for name in env if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)]:
+        raise ValueError(f"these are no names of variables: {wrong}")
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in env.items()).encode()
 
 
 def ssh_argv(host: HostAddress, argv: Sequence[str]) -> tuple[str, ...]:

@@ -130,6 +130,17 @@ class JournalFile:
             _lock(file.fileno(), patience_s)
             yield
 
+    @contextmanager
+    def watched(self, *, patience_s: float) -> Iterator[None]:
+        """Hold the lock of those who watch a promoted deployment: one at a time on this host.
+
+        Raises:
+            TimeoutError: another process held it for all of `patience_s`.
+        """
+        with (self.directory / "watched").open("a+") as file:
+            _lock(file.fileno(), patience_s)
+            yield
+
     def owner_lives(self) -> bool:
         """Whether the process that runs this deployment on this host still exists."""
         if not (self.directory / "alive").exists():

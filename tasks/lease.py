@@ -16,6 +16,7 @@ from typing import Any
 
 from rules.errors import ApiUnavailableError, FencedError, LockHeldError
 from rules.frozen import Frozen
+from tasks.control import Control, asked
 from tasks.prefect_api import PrefectApi, server_time
 
 log = logging.getLogger(__name__)
@@ -167,7 +168,10 @@ class Lease:
 
 
 class LeaseKeeper:
-    """Renews a lease in the background, and notices when its flow run was ended from outside."""
+    """Renews a lease in the background, and hears what is asked of its deployment from outside.
+
+    That is the flow run's state, which a cancellation changes, and a person's word: pause, resume, abort.
+    """
 
     def __init__(
         self,
@@ -182,6 +186,7 @@ class LeaseKeeper:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease-keeper", daemon=True)
         self.run_state: str | None = None
+        self.control: Control | None = None
 
     def start(self) -> None:
         """Begin to renew."""
@@ -205,6 +210,7 @@ class LeaseKeeper:
                 self._lease.renew(self._api)
                 self._on_renewal(time.time() + self._lease.left_s)
                 self._read_run_state()
+                self.control = asked(self._api, self._lease.owner.deployment)
             except FencedError as error:
                 log.warning("%s", error)
                 return

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, BinaryIO
 
@@ -62,7 +62,13 @@ class _Tail:
         return max(0, self._seen - self._limit)
 
 
-def finish(argv: Sequence[str], *, timeout_s: float, stdin: bytes | BinaryIO | None = None) -> Finished:
+def finish(
+    argv: Sequence[str],
+    *,
+    timeout_s: float,
+    stdin: bytes | BinaryIO | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Finished:
     """Run `argv` without a shell in a session of its own, and return how it ended.
 
     A process that the command leaves behind with its output open is waited for one second at most. A
@@ -76,11 +82,12 @@ def finish(argv: Sequence[str], *, timeout_s: float, stdin: bytes | BinaryIO | N
         argv: the program, from PATH, and its arguments.
         timeout_s: seconds until it is ended.
         stdin: bytes, or an open file that it reads from its position; None: nothing to read.
+        env: its whole environment; None: this process's own.
     """
     stdout, stderr = _Tail(_KEPT_STDOUT_BYTES), _Tail(_KEPT_STDERR_BYTES)
     started = time.monotonic()
     returncode = None
-    with suppress(_TooLongError), _guarded(argv, stdin) as process:
+    with suppress(_TooLongError), _guarded(argv, stdin, env) as process:
         _read(process, (stdout, stderr), started + timeout_s)
         returncode = process.wait()
     return Finished(
@@ -98,7 +105,9 @@ class _TooLongError(Exception):
 
 
 @contextmanager
-def _guarded(argv: Sequence[str], stdin: bytes | BinaryIO | None) -> Iterator[subprocess.Popen[bytes]]:
+def _guarded(
+    argv: Sequence[str], stdin: bytes | BinaryIO | None, env: Mapping[str, str] | None
+) -> Iterator[subprocess.Popen[bytes]]:
     """Start the command; whoever leaves this block by an exception leaves none of its group alive."""
     with _readable(stdin) as source:
         process = subprocess.Popen(
@@ -106,6 +115,7 @@ def _guarded(argv: Sequence[str], stdin: bytes | BinaryIO | None) -> Iterator[su
             stdin=source,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            env=env,
             start_new_session=True,
         )
     try:

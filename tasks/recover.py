@@ -6,19 +6,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Literal
 
 from rules.errors import ApiUnavailableError, DeployError, WorldMovedError
 from rules.frozen import Frozen
-from rules.journal import Entry, JournalView, Locked, Moved, Planned, line, stamped
+from rules.journal import Entry, JournalView, Locked, Moved, Noted, Planned, line, stamped
 from tasks.claim import claim, refuse_living, step_lock
+from tasks.control import forget
 from tasks.fleet import observe_fleet
 from tasks.journal import JournalFile, Mirror, NoJournalError, journals, mirrored_lines
 from tasks.known import api_if_any, journal_here
 from tasks.lease import Holding, Lease, LeaseKeeper, all_holdings, current_holding
+from tasks.monitoring import cancel_monitoring, schedule_monitoring
 from tasks.prefect_api import PrefectApi
 from tasks.rollback import Rollback
 from tasks.settings import Settings
@@ -101,7 +103,20 @@ def _recover_locked(
         after = rollback.run(cause)
     if api and lease and after.state != "rollback_failed":
         _release(lease, api)
+    if api:
+        _clear_words(journal.deployment, view, api)
     return after
+
+
+def _clear_words(deployment: str, view: JournalView, api: PrefectApi) -> None:
+    """Remove what Prefect still has for a deployment that has ended: persons' words, runs that watch it."""
+    try:
+        with api.impatient():
+            forget(api, deployment)
+            if view.monitoring:
+                cancel_monitoring(api, deployment)
+    except ApiUnavailableError as error:
+        log.warning("what was scheduled for %s is still there and will end by itself: %s", deployment, error)
 
 
 def roll_back_by_person(deployment: str, *, reason: str, settings: Settings) -> JournalView:
@@ -161,7 +176,17 @@ def recover_all(*, by: str, settings: Settings) -> tuple[Recovered, ...]:
         ]
         for holding in held.values():
             _free_abandoned(holding, api, settings)
+        if api:
+            _watch_promoted(found, api, settings)
     return tuple(found)
+
+
+def _watch_promoted(found: Iterable[Recovered], api: PrefectApi, settings: Settings) -> None:
+    """Have promoted deployments watched: whoever promoted one may have died before that."""
+    for one in found:
+        journal = JournalFile(settings.journal_dir, one.deployment)
+        if one.state == "promoted" and journal.path.exists():
+            schedule_monitoring(journal, api, settings)
 
 
 def _holdings(api: PrefectApi | None) -> tuple[Holding, ...]:
@@ -200,13 +225,23 @@ def _looked_at(deployment: str, held: Holding | None, *, by: str, settings: Sett
 
 
 def _complete_if_due(journal: JournalFile, settings: Settings) -> None:
+    """End the time in which a promoted deployment is watched and can be taken back.
+
+    Its last monitoring run does so first, where there is one.
+    """
     view = journal.read()
     promoted_at = view.moved_at("promoted")
     if view.state != "promoted" or promoted_at is None:
         return
-    if (datetime.now(UTC) - promoted_at).total_seconds() > settings.armed_s:
+    policy = view.opened.environment.monitoring
+    armed_s = policy.for_s + 2 * policy.probe_every_s
+    if any(isinstance(entry, Noted) and entry.about == "rollback_proposed" for entry in view.entries):
+        armed_s += policy.approval_timeout_s  # nobody has answered yet
+    if (datetime.now(UTC) - promoted_at).total_seconds() > armed_s:
         entry = Moved(state="completed", reason="the time its undo stays armed is over", by="recover")
-        journal.append(stamped(entry, datetime.now(UTC)))
+        with journal.exclusive(patience_s=settings.takeover_patience_s):
+            if journal.read().state == "promoted":
+                journal.append(stamped(entry, datetime.now(UTC)))
 
 
 def _free_abandoned(holding: Holding, api: PrefectApi | None, settings: Settings) -> None:

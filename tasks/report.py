@@ -10,10 +10,10 @@ from typing import Any
 from rules.baseline import Comparison
 from rules.checklist import ChecklistReport
 from rules.errors import ApiUnavailableError
-from rules.incident import Severity, incident_of
+from rules.history import to_metadata
 from rules.journal import Decided, JournalView
 from rules.plan import Plan, Step
-from rules.record import decision_page, incident_page, plan_page, record_of, record_page
+from rules.record import checklist_page, decision_page, plan_page, record_of, record_page
 from tasks.deployment import OpenDeployment
 from tasks.prefect_api import PrefectApi
 
@@ -42,9 +42,9 @@ def publish_progress(deployment: OpenDeployment, plan: Plan, step: Step) -> None
 def publish_checklist(deployment: OpenDeployment, report: ChecklistReport) -> None:
     """Show the gate's rows."""
     rows = [check.model_dump(mode="json") for check in report.checks]
-    _publish(
-        deployment, "checklist", "table", json.dumps(rows), description="Checklist before the deployment"
-    )
+    words = f"Checklist before the deployment: {report.summary}"
+    _publish(deployment, "checklist", "table", json.dumps(rows), description=words)
+    _publish(deployment, "checklist-page", "markdown", checklist_page(report), description=words)
 
 
 def publish_comparison(deployment: OpenDeployment, comparisons: tuple[Comparison, ...]) -> None:
@@ -53,38 +53,29 @@ def publish_comparison(deployment: OpenDeployment, comparisons: tuple[Comparison
     _publish(deployment, "comparison", "table", json.dumps(rows), description="Metrics before and after")
 
 
-def publish_end(deployment: OpenDeployment) -> None:
-    """Show how it ended, and every verdict with its arithmetic."""
+def publish_decisions(deployment: OpenDeployment) -> None:
+    """Show every verdict with its arithmetic, where there was one."""
     view = deployment.journal.read()
-    if any(isinstance(entry, Decided) for entry in view.entries):
-        _publish(
-            deployment,
-            "decisions",
-            "markdown",
-            decision_page(view),
-            description="Every verdict, with its arithmetic",
-        )
-    publish_record(deployment.api, view)
+    if not any(isinstance(entry, Decided) for entry in view.entries):
+        return
+    page, words = decision_page(view), "Every verdict, with its arithmetic"
+    _publish(deployment, "decisions", "markdown", page, description=words)
 
 
 def publish_record(api: PrefectApi, view: JournalView) -> None:
-    """Show the record of a deployment, also one that another process ended."""
+    """Show the record of a deployment, also one that another process ended.
+
+    The record's data goes along, so that another host can read the history.
+    """
     record = record_of(view)
     artifact = _artifact(f"record-{record.deployment}", "markdown", record_page(view), "How it ended")
-    _send(api, {**artifact, "flow_run_id": view.opened.flow_run_id})
-    incident = incident_of(view)
-    if incident is None:
-        return
-    log.log(
-        logging.CRITICAL if incident.severity is Severity.P0 else logging.WARNING,
-        "%s %s. %s %s Next: %s",
-        incident.severity,
-        incident.title,
-        incident.what_happened,
-        incident.left_in,
-        incident.next_step,
-    )
-    artifact = _artifact(f"incident-{record.deployment}", "markdown", incident_page(incident), incident.title)
+    further = {"flow_run_id": view.opened.flow_run_id, "metadata_": to_metadata(record)}
+    _send(api, {**artifact, **further})
+
+
+def publish_page(api: PrefectApi, view: JournalView, kind: str, page: str, *, words: str) -> None:
+    """Show a Markdown page that belongs to a deployment, from any process."""
+    artifact = _artifact(f"{kind}-{view.opened.deployment}", "markdown", page, words)
     _send(api, {**artifact, "flow_run_id": view.opened.flow_run_id})
 
 

@@ -28,3 +28,17 @@ def end_dead_run(api: PrefectApi, flow_run_id: str, message: str) -> None:
 def _children(api: PrefectApi, flow_run_id: str) -> list[str]:
     wanted = {"flow_runs": {"parent_flow_run_id": {"any_": [flow_run_id]}}}
     return [str(run["id"]) for run in api.request("POST", "flow_runs/filter", wanted).json()]
+
+
+def refuse_waiting_run(api: PrefectApi, flow_run_id: str, *, by: str, words: str) -> bool:
+    """Answer "no" to a run that waits for approval; return whether it did wait.
+
+    Raises:
+        ApiUnavailableError: the API does not answer.
+    """
+    response = api.request("GET", f"flow_runs/{flow_run_id}", accept=_GONE)
+    if response.status_code in _GONE or response.json()["state_type"] != "PAUSED":
+        return False
+    answer = {"approved": False, "by": by, "words": words}
+    api.request("POST", f"flow_runs/{flow_run_id}/resume", {"run_input": answer})
+    return True

@@ -42,10 +42,22 @@ class Settings(BaseSettings):
     takeover_patience_s: Positive = Field(
         default=10.0, description="waited for the step lock of a holder that was given up for dead"
     )
-    armed_s: Positive = Field(default=24 * 3600.0, description="undo stays armed this long after a promotion")
+    immediate_rollback_s: Positive = Field(
+        default=300.0, description="a rollback by a person or by monitoring has failed after this"
+    )
     command_timeout_s: Positive = 120.0
     baseline_s: Positive = Field(
         default=5.0, description="window in which the live side is measured, before and after"
+    )
+    pause_deadline_s: Positive = Field(
+        default=4 * 3600.0, description="a deployment that a person has paused is taken back after this"
+    )
+    metrics_file: Path | None = Field(
+        default=None,
+        description="written for node-exporter's textfile collector; its name must end in .prom",
+    )
+    records_dir: Path | None = Field(
+        default=None, description="each deployment's record is exported there as Markdown"
     )
     staging_reserve_ratio: Annotated[float, Field(ge=1)] = Field(
         default=4.0, description="free disk wanted on a host, as a multiple of the release archive's size"
@@ -59,3 +71,9 @@ class Settings(BaseSettings):
                 f"still has time to undo: {self.renew_every_s}, {self.cut_off_after_s}, {self.lease_s}"
             )
         return self
+
+    def immediate(self) -> Settings:
+        """Return these settings with the deadline of a rollback that must be over soon."""
+        return self.model_copy(
+            update={"rollback_deadline_s": min(self.rollback_deadline_s, self.immediate_rollback_s)}
+        )

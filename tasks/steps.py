@@ -15,6 +15,7 @@ from rules.plan import (
     ObserveBatch,
     Plan,
     ProbeInstance,
+    RehearseSwitch,
     RejoinServer,
     RestartService,
     SetTraffic,
@@ -29,7 +30,6 @@ from rules.verdict import Outcome, Verdict
 from tasks import application, haproxy, watch
 from tasks.deployment import OpenDeployment
 from tasks.fleet import admin_state, place
-from tasks.settings import Settings
 
 #: A batch of a rolling update goes on unless it is shown to be bad: its probes passed, traffic may be low.
 _ALL_BUT_FAIL = frozenset(Outcome) - {Outcome.FAIL}
@@ -81,6 +81,9 @@ def _rejoin_server(fleet: Fleet, instance: Instance) -> None:
 
 
 set_traffic = _as_task(_set_traffic, "set traffic", "traffic: {traffic.live}, {traffic.candidate}", retries=2)
+rehearse_switch = _as_task(
+    haproxy.rehearse_switch, "rehearse switch", "{route.key}: rehearse the switch", retries=2
+)
 drain_server = _as_task(_drain_server, "drain", "{instance.name}: drain", retries=1)
 rejoin_server = _as_task(_rejoin_server, "rejoin", "{instance.name}: rejoin", retries=1)
 
@@ -116,7 +119,9 @@ def _effect(deployment: OpenDeployment, plan: Plan, step: Step) -> None:
         case TestInstance(instance=name):
             smoke_test(fleet.instance(name), fleet, release=change.release, settings=settings)
         case SetTraffic():
-            _set_route(fleet, step.action, settings)
+            set_traffic(_route(fleet), step.action.traffic, timeout_s=settings.command_timeout_s)
+        case RehearseSwitch():
+            rehearse_switch(_route(fleet), step.action.splits)
         case DrainServer(instance=name):
             drain_server(fleet, fleet.instance(name), step.action.drain_s)
         case RejoinServer(instance=name):
@@ -148,10 +153,10 @@ def _wait_until_ready(deployment: OpenDeployment, instance: Instance, release: s
     )
 
 
-def _set_route(fleet: Fleet, action: SetTraffic, settings: Settings) -> None:
+def _route(fleet: Fleet) -> Route:
     if fleet.route is None:
-        raise StepFailedError(f"{fleet.application} has no balancer.")
-    set_traffic(fleet.route, action.traffic, timeout_s=settings.command_timeout_s)
+        raise StepFailedError(f"{fleet.application} has no balancer; nothing was changed by this step.")
+    return fleet.route
 
 
 def _refuse_moved_world(fleet: Fleet, step: Step, expected: FleetState) -> None:

@@ -7,7 +7,7 @@ from typing import assert_never
 from rules.errors import DeployError, UndoFailedError
 from rules.fleet import Fleet
 from rules.traffic import Traffic
-from rules.undo import RemoveRelease, RestoreRelease, RestoreServer, RestoreTraffic, UndoStep
+from rules.undo import RemoveRehearsal, RemoveRelease, RestoreRelease, RestoreServer, RestoreTraffic, UndoStep
 from tasks import haproxy
 from tasks.application import remove_release, restore_release, running_release
 from tasks.fleet import place
@@ -32,6 +32,9 @@ def take_back(step: UndoStep, fleet: Fleet, *, deployment: str, settings: Settin
     match step:
         case RestoreTraffic():
             _restore_traffic(step, fleet)
+        case RemoveRehearsal():
+            if fleet.route:
+                haproxy.remove_rehearsal(fleet.route)
         case RestoreServer():
             _restore_server(step, fleet, settings=settings)
         case RestoreRelease():

@@ -16,6 +16,7 @@ from rules.verdict import CanaryEvidence, Outcome, Verdict
 from tasks import haproxy
 from tasks.application import running_release
 from tasks.deployment import OpenDeployment
+from tasks.pause import is_paused
 
 log = logging.getLogger(__name__)
 #: New answers of the watched and of the stable side, as counters since they began.
@@ -29,32 +30,40 @@ def watch_side(deployment: OpenDeployment, action: WatchSide, *, title: str) -> 
         The verdict: PASS, or why the deployment must not go on. Not shown to be good in time is a HOLD.
 
     Raises:
-        FencedError, CutOffError, RevokedError: the deployment must not go on.
+        AlarmError: what watches beside the rollout raised an alarm.
+        FencedError, CutOffError, RevokedError, AbortedError: the deployment must not go on.
     """
     limits, deadline_s = action.watch.limits, action.watch.deadline_s
     # one evidence for all steps, so that the budget of false alarms is that of the whole deployment
     evidence = deployment.evidence.next_step()
     passed_at: float | None = None
+    last_s = 0.0
     for elapsed_s, canary, stable in _ticks(
         deployment, _sides(deployment.fleet, action), action.watch.tick_s
     ):
-        if canary is None or stable is None:
-            evidence = evidence.unobserved("the balancer does not answer")
-        else:
-            evidence = evidence.observe(canary, stable)
-        deployment.evidence = evidence
+        evidence = deployment.evidence = _after(evidence, canary, stable)
         verdict = evidence.verdict(limits, elapsed_s=elapsed_s)
         _keep_sample(deployment, action, verdict, canary=canary, stable=stable)
+        if verdict.outcome in (Outcome.FAIL, Outcome.NO_DATA):
+            return verdict
         if verdict.outcome is Outcome.PASS and passed_at is None:
             passed_at = elapsed_s
-        is_over = verdict.outcome in (Outcome.FAIL, Outcome.NO_DATA)
-        is_baked = passed_at is not None and elapsed_s - passed_at >= action.bake_s
-        if is_over or (is_baked and verdict.outcome is Outcome.PASS):
+        is_ready = verdict.outcome is Outcome.PASS and elapsed_s - (passed_at or 0.0) >= action.bake_s
+        is_held = is_paused(deployment) or (is_ready and bool(deployment.held_by()))
+        if is_ready and not is_held:
             return verdict
+        # time in which it could not have gone on does not count against it
+        deadline_s, last_s = deadline_s + (elapsed_s - last_s if is_held else 0.0), elapsed_s
         if elapsed_s > deadline_s + action.bake_s:
             late = f"not shown to be good within {deadline_s + action.bake_s:g} s"
             return verdict.model_copy(update={"outcome": Outcome.HOLD, "reasons": (late, *verdict.reasons)})
     raise AssertionError("a watch only ends with a verdict")
+
+
+def _after(evidence: CanaryEvidence, canary: Counts | None, stable: Counts | None) -> CanaryEvidence:
+    if canary is None or stable is None:
+        return evidence.unobserved("the balancer does not answer")
+    return evidence.observe(canary, stable)
 
 
 def observe_batch(deployment: OpenDeployment, action: ObserveBatch, *, title: str) -> Verdict | None:  # noqa: ARG001 - names the task run
@@ -95,6 +104,7 @@ def _ticks(
         tick += 1
         time.sleep(max(0.0, began + tick * tick_s - time.monotonic()))
         deployment.prove_ours()
+        deployment.heed()
         try:
             now = reading()
         except BalancerError as error:

@@ -24,3 +24,21 @@ def need(*programs: str, package: str) -> None:
     if os.environ.get("CI") == "true" and os.geteuid() == 0:
         pytest.fail(words)
     pytest.skip(words)
+
+
+def need_zfs() -> None:
+    """Skip the calling test where zfs-fuse cannot run, and say what is missing."""
+    from lab.zfs import why_not  # noqa: PLC0415 - most tests need no ZFS
+
+    need("zfs-fuse", package="zfs-fuse")
+    if words := why_not():
+        pytest.skip(words)
+
+
+def need_btrfs() -> None:
+    """Skip the calling test where no btrfs file system can be mounted, and say why."""
+    from lab.btrfs import why_not  # noqa: PLC0415 - most tests need no btrfs
+
+    need("btrfs", "mkfs.btrfs", package="btrfs-progs")
+    if words := why_not():
+        pytest.skip(words)

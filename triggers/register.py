@@ -16,11 +16,37 @@ from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
+from blocks.alertmanager import Alertmanager
 from blocks.application import Application
+from blocks.btrfs import BtrfsSnapshots
+from blocks.environment import Environment
+from blocks.forgejo import Forgejo
+from blocks.grafana import Grafana
 from blocks.haproxy import HAProxy
 from blocks.host import Host
+from blocks.notifications import Notifications
+from blocks.postgres import PostgresBaseBackup
+from blocks.prometheus import Prometheus
+from blocks.restic import ResticRepository
+from blocks.zfs import ZfsSnapshots
 
 log = logging.getLogger(__name__)
+#: Every kind of system that deployments know.
+BLOCKS = (
+    Alertmanager,
+    Application,
+    BtrfsSnapshots,
+    Environment,
+    Forgejo,
+    Grafana,
+    HAProxy,
+    Host,
+    Notifications,
+    PostgresBaseBackup,
+    Prometheus,
+    ResticRepository,
+    ZfsSnapshots,
+)
 SILENT_RUNS = "sovereign: recover silent runs"
 #: Three missed heartbeats of a worker started with PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30.
 _SILENT_FOR = timedelta(seconds=90)
@@ -28,7 +54,7 @@ _SILENT_FOR = timedelta(seconds=90)
 
 def register() -> None:
     """Register the block types and the automation; repeating it replaces the automation."""
-    for block in (Application, HAProxy, Host):
+    for block in BLOCKS:
         block.register_type_and_schema()
     watch_silent_runs()
 

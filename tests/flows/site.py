@@ -183,11 +183,16 @@ class Site:
         change: ApplicationRelease,
         strategy: Strategy = ENDLESS,
         environment: Mapping[str, str] | None = None,
+        *,
+        where: str = "development",
+        **further: Any,
     ) -> processes.Process:
-        """Start a deployment in a process of its own."""
+        """Start a deployment in a process of its own; `where` and `further` are parameters of the flow."""
         parameters = {
             "change": change.model_dump(mode="json"),
             "strategy": strategy.model_dump(mode="json"),
+            "environment": where,
+            **further,
         }
         return self.run("flows.deploy.deploy", parameters, environment)
 

@@ -6,10 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from rules.incident import incident_of
 from rules.journal import Decided, Done, Intent, Moved, Opened, Planned, stamped, view
 from rules.plan import Plan
-from rules.record import decision_page, incident_page, plan_page, progress_page, record_of, record_page
+from rules.record import decision_page, plan_page, progress_page, record_of, record_page
 from rules.rollout import plan_rollout
 from rules.strategy import Canary, InPlace
 from rules.undo import RestoreRelease
@@ -99,23 +98,7 @@ def test_a_plan_without_steps_says_that_there_is_nothing_to_do():
     assert "the release is in place already" in plan_page(same)
 
 
-@pytest.mark.parametrize(
-    ("end", "severity", "words"),
-    [
-        ("rollback_failed", "P0", "stays locked"),
-        ("rolled_back", "P2", "verified to be as before"),
-        ("blocked", "P3", "was not changed"),
-    ],
-)
-def test_an_incident_says_how_bad_it_is_where_it_was_left_and_what_to_do(end, severity, words):
-    incident = incident_of(view([OPENED, moved(end)]))
-    page = incident_page(incident)
-    assert page.startswith(f"# {severity}: web-2-0-abc is {end}")
-    assert words in page
-    assert "15 % errors" in page
-    assert incident.next_step in page
-
-
-@pytest.mark.parametrize("end", ["promoted", "completed", "superseded"])
-def test_what_went_well_is_no_incident(end):
-    assert incident_of(view([OPENED, moved(end)])) is None
+def test_a_promotion_is_remembered_also_when_it_was_taken_back_later():
+    entries = [OPENED, INTENT, moved("promoted", after_s=3), moved("rolling_back", after_s=9)]
+    assert record_of(view(entries)).promoted_at == BEGAN + timedelta(seconds=3)
+    assert record_of(view([OPENED, INTENT, moved("rolling_back")])).promoted_at is None

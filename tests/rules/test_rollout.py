@@ -9,11 +9,11 @@ from pydantic import ValidationError
 
 from rules.errors import InvalidRequestError
 from rules.fleet import FleetState
-from rules.plan import Plan, RestartService, SetTraffic, WatchSide, applied
+from rules.plan import Plan, RehearseSwitch, RestartService, SetTraffic, WatchSide, applied
 from rules.rollout import plan_rollout
 from rules.strategy import BlueGreen, Canary, InPlace, Rolling
 from rules.traffic import Traffic
-from rules.undo import RestoreTraffic, UndoStep, undone
+from rules.undo import RemoveRehearsal, RestoreTraffic, UndoStep, undone
 from tests.rules.builders import CHANGE, NEW, OLD, bare_fleet, fleet, situations, state
 
 
@@ -86,9 +86,38 @@ def test_after_a_plan_users_get_the_new_release(situation):
 def test_canary_moves_traffic_only_after_all_of_green_is_tested_and_each_step_is_watched():
     plan = plan_rollout(CHANGE, Canary(), fleet(), state(fleet()))
     update = ["stage_release", "switch_release", "restart_service", "probe_instance", "test_instance"]
-    assert kinds(plan) == [*update, *update, *["set_traffic", "watch_side"] * 4, "set_traffic"]
+    assert kinds(plan) == [
+        "rehearse_switch",
+        *update,
+        *update,
+        *["set_traffic", "watch_side"] * 4,
+        "set_traffic",
+    ]
     shares = [s.action.traffic.canary_basis_points for s in plan.steps if isinstance(s.action, SetTraffic)]
     assert shares == [1000, 2500, 5000, 10_000, 0]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "shares"),
+    [
+        (BlueGreen(), [("blue", 0), ("green", 0), ("blue", 0)]),
+        (Canary(), [("blue", 0), ("blue", 1000), ("green", 0), ("blue", 0)]),
+    ],
+)
+def test_switch_and_switch_back_are_rehearsed_before_anything_is_changed(strategy, shares):
+    plan = plan_rollout(CHANGE, strategy, fleet(), state(fleet()))
+    first, *rest = plan.steps
+    assert isinstance(first.action, RehearseSwitch)
+    assert first.undo == RemoveRehearsal()
+    assert [(split.live, split.canary_basis_points) for split in first.action.splits] == shares
+    assert first.action.splits[0] == first.action.splits[-1] == plan.before.traffic
+    assert not any(isinstance(step.action, RehearseSwitch) for step in rest)
+
+
+@pytest.mark.parametrize("strategy", [Rolling(), InPlace(instance="blue-1")])
+def test_where_traffic_is_not_switched_no_switch_is_rehearsed(strategy):
+    plan = plan_rollout(CHANGE, strategy, fleet(), state(fleet()))
+    assert "rehearse_switch" not in kinds(plan)
 
 
 def test_every_traffic_step_of_a_canary_goes_straight_back_to_the_beginning():

@@ -19,6 +19,7 @@ from lab.haproxy import LabHaproxy
 from rules.errors import BalancerError
 from rules.traffic import Counts, Traffic
 from tasks import haproxy
+from tasks.haproxy_socket import ask
 
 BLUE, GREEN = "be_blue", "be_green"
 
@@ -218,7 +219,7 @@ def test_two_deployments_at_once_both_keep_their_route_in_the_file(balancer):
 
 
 def test_an_entry_in_another_form_is_refused(balancer):
-    haproxy._ask(balancer.address, f"set map {balancer.address.route_map} web be_blue")
+    ask(balancer.address, f"set map {balancer.address.route_map} web be_blue")
     with pytest.raises(BalancerError, match="is 'be_blue', not live:candidate:basis_points"):
         haproxy.read_traffic(balancer.route)
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from lab.prefect_server import PrefectServer
-from rules.baseline import Baseline, compare
-from rules.checklist import ChecklistReport, artefact_check
+from rules.baseline import Baseline, Reading, compare
+from rules.checklist import judge
+from rules.environment import Stage
+from rules.finding import Finding
+from rules.history import from_metadata
+from rules.items import RELEASE
 from rules.journal import Decided, Intent, Moved, Opened, view
+from rules.record import record_of
 from rules.rollout import plan_rollout
 from rules.strategy import Canary
 from rules.verdict import Outcome
@@ -22,7 +27,7 @@ from tasks.prefect_api import PrefectApi
 from tasks.report import (
     publish_checklist,
     publish_comparison,
-    publish_end,
+    publish_decisions,
     publish_plan,
     publish_progress,
     publish_record,
@@ -32,8 +37,13 @@ from tests.tasks.deploying import STEP, opening, settings_in
 from tests.tasks.gateway import Fault, Gateway, api_through
 
 PLAN = plan_rollout(CHANGE, Canary(), fleet(), state(fleet()))
-CHECKLIST = ChecklistReport(checks=(artefact_check(found=None, wanted="a" * 64, where="/srv/web.tar.gz"),))
-BEFORE = Baseline(window_s=5, requests=100, error_ratio=0.01, mean_response_s=0.02)
+MISSING = Finding.failed("/srv/web.tar.gz is missing.")
+CHECKLIST = judge(RELEASE, {"release-present": MISSING}, stage=Stage.STAGING)
+BEFORE = Baseline(
+    window_s=5,
+    at=datetime(2026, 1, 1, tzinfo=UTC),
+    readings=(Reading(name="error_ratio", value=0.01, source="balancer"),),
+)
 
 
 @pytest.fixture
@@ -69,7 +79,8 @@ def publish_all(deployment: OpenDeployment) -> None:
     publish_progress(deployment, PLAN, PLAN.steps[-1])
     publish_comparison(deployment, compare(BEFORE, BEFORE))
     deployment.record(Decided(title="watch", outcome=Outcome.HOLD, reasons=("10 requests, 50 needed",)))
-    publish_end(deployment)
+    publish_decisions(deployment)
+    publish_record(deployment.api, deployment.journal.read())
 
 
 def test_everything_is_shown_with_the_flow_run_it_belongs_to(deployment, api):
@@ -83,38 +94,26 @@ def test_everything_is_shown_with_the_flow_run_it_belongs_to(deployment, api):
     assert "send 10 % of traffic to green" in pages["plan"]["data"]
     assert json.loads(pages["checklist"]["data"])[0]["result"] == "failed"
     assert pages["progress"]["data"] == 100.0
-    assert [row["result"] for row in json.loads(pages["comparison"]["data"])] == ["same"] * 3
+    compared = {row["name"]: row["result"] for row in json.loads(pages["comparison"]["data"])}
+    assert compared["error_ratio"] == "same"
+    assert compared["latency_p95_s"] == "no_data"
     assert "**HOLD** |" in pages["decisions"]["data"]
     assert "10 requests, 50 needed" in pages["decisions"]["data"]
 
 
-def test_a_failed_rollback_wakes_a_person_and_says_what_to_do(api, caplog):
+def test_a_failed_rollback_says_what_is_left_and_what_to_do(api):
     opened = opening()
-    with caplog.at_level(logging.WARNING):
-        publish_record(api, ended(opened, "rollback_failed", "host gone."))
-    urgent = [record for record in caplog.records if record.levelno == logging.CRITICAL]
-    assert len(urgent) == 1
-    assert urgent[0].getMessage().startswith(f"P0 {opened.deployment} is rollback_failed. host gone.")
-    page = shown(api, "incident", opened.deployment)["data"]
+    publish_record(api, ended(opened, "rollback_failed", "host gone."))
+    page = shown(api, "record", opened.deployment)["data"]
+    assert "blue-1: link to 1.0" in page
     assert f"run roll-back for {opened.deployment}" in page
-    assert "stays locked" in page
-    assert "blue-1: link to 1.0" in shown(api, "record", opened.deployment)["data"]
 
 
-def test_a_verified_rollback_is_told_without_waking_anybody(api, caplog):
+def test_a_record_carries_its_data_for_the_history_of_other_hosts(api):
     opened = opening()
-    with caplog.at_level(logging.WARNING):
-        publish_record(api, ended(opened, "rolled_back", "15 % errors."))
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert shown(api, "incident", opened.deployment)["data"].startswith("# P2")
-
-
-def test_what_went_well_is_no_incident(api, prefect_api):
-    opened = opening()
-    publish_record(api, view([opened, Moved(state="promoted", reason="all well", by="flow")]))
-    assert "**promoted**" in shown(api, "record", opened.deployment)["data"]
-    found = api.request("POST", "artifacts/filter", {"artifacts": {"key": {"like_": "incident-%"}}}).json()
-    assert not [page for page in found if page["key"].endswith(opened.deployment)]
+    view = ended(opened, "rolled_back", "15 % errors. " * 80)
+    publish_record(api, view)
+    assert from_metadata(shown(api, "record", opened.deployment)["metadata_"]) == record_of(view)
 
 
 @pytest.mark.parametrize("status", [503, 422])
@@ -126,5 +125,5 @@ def test_a_prefect_that_takes_nothing_costs_little_time_and_stops_nothing(
     began = time.monotonic()
     publish_all(deployment)
     assert time.monotonic() - began < 8
-    assert caplog.text.count("not shown in Prefect") == 6
+    assert caplog.text.count("not shown in Prefect") == 7
     between.faults = []

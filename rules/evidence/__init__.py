@@ -1,0 +1,1 @@
+"""Evidence in standard formats: pure parsers, and what their contents mean for the checklist."""

@@ -1,0 +1,72 @@
+"""Read what taking a promoted deployment back would mean. Nothing is touched."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+
+from rules.backup import Loss
+from rules.baseline import Comparison, compare
+from rules.errors import DeployError
+from rules.journal import JournalView
+from rules.rollback_page import Assessment
+from tasks.backup import loss_of
+from tasks.baseline import measure_baseline
+from tasks.fleet import observe_fleet
+from tasks.services import Services
+from tasks.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def assess(view: JournalView, services: Services, settings: Settings) -> Assessment:
+    """Return what a deployment has meant for users so far, and what taking it back would do and lose."""
+    plan, opened, now = view.plan, view.opened, datetime.now(UTC)
+    promoted_at = view.moved_at("promoted")
+    served = sorted(
+        {state.release for state in plan.before.instances.values() if state.release} if plan else ()
+    )
+    return Assessment(
+        deployment=opened.deployment,
+        target=opened.target,
+        release=plan.change.release if plan else "",
+        back_to=", ".join(served) or "nothing",
+        promoted_for_s=(now - promoted_at).total_seconds() if promoted_at else 0.0,
+        comparisons=compared_now(view, services),
+        losses=_losses(view, services, settings, now=now),
+        steps=tuple(intent.undo.describe() for intent in view.to_undo),
+        obstacles=_obstacles(view),
+    )
+
+
+def compared_now(view: JournalView, services: Services) -> tuple[Comparison, ...]:
+    """Return how users and hosts are doing now, against the baseline of before the change."""
+    before = view.baseline("before")
+    if before is None:
+        return ()
+    metrics = view.opened.environment.metrics
+    now = measure_baseline(
+        view.opened.fleet, window_s=before.window_s, prometheus=services.prometheus, metrics=metrics
+    )
+    return compare(before, now, metrics)
+
+
+def _losses(view: JournalView, services: Services, settings: Settings, *, now: datetime) -> tuple[Loss, ...]:
+    losses = []
+    for backed_up in view.backups:
+        backup = services.backups.get(backed_up.taken.source)
+        if backup is None:
+            continue
+        try:
+            losses.append(loss_of(backup, backed_up.taken, now=now, settings=settings))
+        except DeployError as error:
+            log.warning("what going back to %s would lose is not known: %s", backed_up.taken.identity, error)
+    return tuple(losses)
+
+
+def _obstacles(view: JournalView) -> tuple[str, ...]:
+    """Return where the system is not as it was promoted: somebody built upon it, so it is refused."""
+    if view.plan is None:
+        return ()
+    after, now = view.plan.after, observe_fleet(view.opened.fleet)
+    return now.differences(after.with_health_of(now, except_for=set()))

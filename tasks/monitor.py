@@ -1,0 +1,190 @@
+"""Watch a promoted deployment through one window, without a gap to the window before."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from rules.alerts import Alert
+from rules.baseline import Comparison
+from rules.environment import Monitoring
+from rules.errors import BalancerError, CommandError
+from rules.fleet import Instance, SystemdService
+from rules.frozen import Count, Frozen
+from rules.journal import JournalView
+from rules.monitoring import Look, MonitoringVerdict, Watch, decide
+from rules.provider import ProviderError
+from rules.traffic import Counts
+from tasks.alertmanager import alerts_since
+from tasks.application import running_release
+from tasks.assessment import compared_now
+from tasks.fleet import serving_now
+from tasks.journal import JournalFile
+from tasks.journald import errors_since
+from tasks.monitoring import live_counters
+from tasks.services import Services
+
+log = logging.getLogger(__name__)
+_STATE = "monitoring.json"
+
+
+class Known(Frozen):
+    """What the looks so far add up to, kept beside the journal: a run goes on where one was killed."""
+
+    watch: Watch = Watch()
+    counters: Counts | None = None
+    at: datetime
+
+
+class Watched(Frozen):
+    """What one run saw of its window."""
+
+    since: datetime
+    verdict: MonitoringVerdict
+    requests: Count
+    errors: Count
+    counters: Counts | None
+    is_promoted: bool
+
+
+def watch_window(
+    journal: JournalFile,
+    services: Services,
+    *,
+    until: datetime,
+    propose: Callable[[MonitoringVerdict], None],
+) -> Watched:
+    """Look every `probe_every_s` until the window is over, or something has to be done at once.
+
+    The first look covers all answers since the last look of the run before, however long ago that was.
+
+    Args:
+        journal: of the deployment.
+        services: of its environment.
+        until: when this window ends; in the past for a run that begins late, which then looks once.
+        propose: called once when a delayed rollback is called for; the watch goes on.
+    """
+    view = journal.read()
+    policy = view.opened.environment.monitoring
+    known = _known(journal, view)
+    since, answered, proposed = known.at, Counts(), False
+    while True:
+        look, known = _look(known, view, services, policy=policy)
+        _keep(journal, known)
+        answered += look.counts
+        verdict = decide(known.watch, policy)
+        if verdict.action != "fine":
+            log.warning("%s: %s, %s", journal.deployment, verdict.action, "; ".join(verdict.reasons))
+        if verdict.action == "delayed" and not proposed:
+            propose(verdict)
+            proposed = True
+        is_promoted = journal.read().state == "promoted"
+        if verdict.action == "immediate" or not is_promoted or datetime.now(UTC) >= until:
+            return Watched(
+                since=since,
+                verdict=verdict,
+                requests=answered.requests,
+                errors=answered.errors,
+                counters=known.counters,
+                is_promoted=is_promoted,
+            )
+        _sleep_until_next(known.at, until, policy)
+
+
+def _sleep_until_next(looked_at: datetime, until: datetime, policy: Monitoring) -> None:
+    now = datetime.now(UTC)
+    next_s = policy.probe_every_s - (now - looked_at).total_seconds()
+    time.sleep(max(0.0, min(next_s, (until - now).total_seconds())))
+
+
+def _known(journal: JournalFile, view: JournalView) -> Known:
+    """Return what the runs before have seen; from the journal's own entries on a host that has no more."""
+    with contextlib.suppress(OSError, ValueError):
+        return Known.model_validate_json((journal.directory / _STATE).read_bytes())
+    newest = view.monitored[-1] if view.monitored else view.monitoring
+    at = newest.at if newest else (view.moved_at("promoted") or view.opened.at)
+    return Known(counters=newest.counters if newest else None, at=at)
+
+
+def _keep(journal: JournalFile, known: Known) -> None:
+    """Keep it for the next run. It need not survive a power cut: then the journal's entries serve."""
+    new = journal.directory / f"{_STATE}.new"
+    new.write_text(known.model_dump_json())
+    new.replace(journal.directory / _STATE)
+
+
+def _look(known: Known, view: JournalView, services: Services, *, policy: Monitoring) -> tuple[Look, Known]:
+    """Look once at all there is; what cannot be asked is said in the look."""
+    at = datetime.now(UTC)
+    counters = live_counters(view, view.opened.fleet)
+    new = Counts()
+    if counters and known.counters:
+        new = counters.since(known.counters)
+    comparisons, provider_error = _comparisons(view, services)
+    look = Look(
+        at=at,
+        probes=_probes(view),
+        requests=new.requests,
+        errors=min(new.errors, new.requests),
+        comparisons=comparisons,
+        alerts=_alerts(view, services),
+        journal_errors=_journal_errors(view, known.at),
+        provider_error=provider_error,
+    )
+    watch = known.watch.after(look, policy)
+    return look, Known(watch=watch, counters=counters or known.counters, at=at)
+
+
+def _comparisons(view: JournalView, services: Services) -> tuple[tuple[Comparison, ...], str]:
+    """Return how users and hosts are doing against the baseline, and why that could not be told.
+
+    The error ratio of such a short window only warns here: it is judged by the balancer's counters, over
+    all looks.
+    """
+    made = compared_now(view, services)
+    away = [one.change for one in made if one.result == "provider_error"]
+    declared = {metric.name for metric in view.opened.environment.metrics}
+    judged = tuple(
+        one if one.name in declared else one.model_copy(update={"rolls_back": False}) for one in made
+    )
+    return judged, away[0] if away else ""
+
+
+def _probes(view: JournalView) -> dict[str, bool]:
+    try:
+        serving = serving_now(view.opened.fleet)
+    except (BalancerError, CommandError) as error:
+        log.warning("who serves users is not known: %s", error)
+        return {}
+    return {instance.name: running_release(instance) is not None for instance in serving}
+
+
+def _alerts(view: JournalView, services: Services) -> tuple[Alert, ...]:
+    promoted_at = view.moved_at("promoted")
+    if services.alertmanager is None or promoted_at is None:
+        return ()
+    try:
+        return alerts_since(services.alertmanager, promoted_at)
+    except ProviderError as error:
+        log.warning("Alertmanager does not answer: %s", error)
+        return ()
+
+
+def _journal_errors(view: JournalView, since: datetime) -> int:
+    found = 0
+    for instance in view.opened.fleet.instances:
+        found += _errors_of(instance, since)
+    return found
+
+
+def _errors_of(instance: Instance, since: datetime) -> int:
+    if not isinstance(instance.service, SystemdService):
+        return 0
+    try:
+        return len(errors_since(instance.host, (instance.service.unit,), since))
+    except CommandError as error:
+        log.warning("the log of %s cannot be read: %s", instance.name, error)
+        return 0

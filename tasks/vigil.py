@@ -1,0 +1,160 @@
+"""Watch the system beside a rollout: health, alerts, logs and metrics. It only reads.
+
+A thread looks every `probe_every_s`; the flow's own thread heeds what it saw, so that only that one writes
+the journal and decides.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+
+from rules.baseline import Baseline
+from rules.errors import AlarmError, BalancerError, CommandError
+from rules.fleet import Instance, SystemdService
+from rules.hosts import HostAddress
+from rules.journal import Noted
+from rules.plan import Plan
+from rules.provider import ProviderError
+from tasks.alertmanager import alerts_since
+from tasks.application import running_release
+from tasks.deployment import OpenDeployment
+from tasks.fleet import serving_now
+from tasks.journald import JournalFollower
+from tasks.metrics_watch import MetricsWatch
+from tasks.services import Services
+
+log = logging.getLogger(__name__)
+_CRITICAL = "critical"
+_END_S = 10.0
+
+
+class Vigil:
+    """What is seen beside a rollout, and what follows from it."""
+
+    def __init__(
+        self, deployment: OpenDeployment, plan: Plan, services: Services, *, before: Baseline
+    ) -> None:
+        self._deployment, self._plan, self._services = deployment, plan, services
+        self._policy = deployment.opened.environment.monitoring
+        self._began = datetime.now(UTC)
+        self.metrics = MetricsWatch(deployment, services, before=before)
+        self._failed_probes: Counter[str] = Counter()
+        self._known_alerts: set[tuple[str, ...]] = set()
+        self._notes: deque[Noted] = deque()
+        self._alarm = ""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="vigil", daemon=True)
+        self._followers: tuple[JournalFollower, ...] = ()
+        self._logged = 0
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Watch until this block ends."""
+        units = _units(self._deployment.fleet.instances)
+        with ExitStack() as stack:
+            self._followers = tuple(
+                stack.enter_context(JournalFollower(host, names, self._began))
+                for host, names in units.items()
+            )
+            self._thread.start()
+            stack.callback(self._thread.join, _END_S)
+            stack.callback(self._stop.set)
+            yield
+
+    def heed(self) -> None:
+        """Write down what was seen, and stop the rollout where it must not go on.
+
+        Raises:
+            AlarmError: an alarm; says what was seen.
+        """
+        while self._notes:
+            self._deployment.record(self._notes.popleft())
+        self.metrics.heed()
+        if self._alarm:
+            raise AlarmError(self._alarm)
+
+    def _watch(self) -> None:
+        looks = (self.metrics.look, self._look_at_health, self._look_at_alerts, self._look_at_logs)
+        while not self._stop.wait(self._policy.probe_every_s):
+            for look in looks:
+                try:
+                    look()
+                except Exception:
+                    log.exception("a look beside the rollout failed")
+
+    def _look_at_health(self) -> None:
+        """Probe what users are served by; what the rollout has touched may fail it, the rest is told."""
+        try:
+            serving = serving_now(self._deployment.fleet)
+        except (BalancerError, CommandError) as error:
+            self._note("health", f"who serves users is not known: {error}")
+            return
+        for instance in serving:
+            if running_release(instance) is not None:
+                self._failed_probes[instance.name] = 0
+                continue
+            self._failed_probes[instance.name] += 1
+            self._judge_probe(instance.name, failed=self._failed_probes[instance.name])
+
+    def _judge_probe(self, name: str, *, failed: int) -> None:
+        tolerated = self._policy.tolerated_probes
+        words = f"{name} has not answered {failed} looks in a row"
+        if failed in (1, tolerated + 1):
+            self._note("health", words)
+        # one that was touched may be in the middle of its own restart: its plan waits for it and judges it
+        if failed > tolerated and name in self._plan.touched and self._deployment.fleet.route:
+            self._alarm = f"{words} ({tolerated} are tolerated)."
+
+    def _look_at_alerts(self) -> None:
+        if self._services.alertmanager is None:
+            return
+        try:
+            alerts = alerts_since(self._services.alertmanager, self._began)
+        except ProviderError as error:
+            self._note("alerts", f"Alertmanager does not answer: {error}")
+            return
+        for alert in alerts:
+            key = (alert.name, *(f"{name}={value}" for name, value in sorted(alert.labels.items())))
+            if key in self._known_alerts:
+                continue
+            self._known_alerts.add(key)
+            self._note("alert", alert.in_words)
+            if alert.severity == _CRITICAL:
+                self._alarm = f"A critical alert began during the rollout: {alert.in_words}."
+
+    def _look_at_logs(self) -> None:
+        errors = [error for follower in self._followers for error in follower.errors()]
+        for error in errors[self._logged :]:
+            self._note("log_error", f"{error.unit}: {error.message}")
+        self._logged = len(errors)
+
+    def _note(self, about: str, words: str) -> None:
+        self._notes.append(Noted(about=about, words=words, by="vigil"))
+
+
+@contextmanager
+def keeping_vigil(
+    deployment: OpenDeployment, plan: Plan, services: Services, *, before: Baseline
+) -> Iterator[None]:
+    """Watch beside the rollout while this block runs; its findings are heeded at each step and tick."""
+    vigil = Vigil(deployment, plan, services, before=before)
+    deployment.heed, deployment.held_by = vigil.heed, vigil.metrics.held_by
+    try:
+        with vigil.kept():
+            yield
+    finally:
+        deployment.heed, deployment.held_by = (lambda: None), (lambda: "")
+
+
+def _units(instances: tuple[Instance, ...]) -> dict[HostAddress, tuple[str, ...]]:
+    """Return for each host the systemd units of its instances."""
+    units: dict[HostAddress, tuple[str, ...]] = {}
+    for instance in instances:
+        if isinstance(instance.service, SystemdService):
+            units[instance.host] = (*units.get(instance.host, ()), instance.service.unit)
+    return units

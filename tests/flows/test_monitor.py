@@ -1,0 +1,204 @@
+"""After a promotion: runs that watch without a gap, take back what turns bad, and end by themselves."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from blocks.environment import Environment
+from flows.deploy import deploy
+from flows.monitor import TakenBackByMonitoringError, monitor
+from lab.processes import wait_until
+from lab.releases import GOOD, Behaviour
+from rules.environment import Monitoring
+from rules.journal import JournalView, Monitored, line
+from rules.monitoring import monitor_times
+from rules.strategy import BlueGreen, Watching
+from tasks.journal import journals
+from tasks.monitor import Known
+from tasks.monitoring import cancel_monitoring, schedule_monitoring
+from tasks.prefect_api import PrefectApi
+from tasks.recover import recover_all
+from tests.flows.site import EASY, Site
+
+QUICK = BlueGreen(watch=Watching(tick_s=0.2, deadline_s=20, limits=EASY))
+#: 24 hours in seconds: the same number of windows would only take longer.
+SHORT = Monitoring(every_s=3, for_s=6, probe_every_s=1, min_requests=20)
+
+
+@pytest.fixture
+def watched(site: Site) -> Site:
+    """A site in an environment that is watched, and a Prefect that knows the deployments which do so."""
+    save(SHORT)
+    for name in ("monitor", "delayed-roll-back"):
+        flow = site.ask("POST", "flows/", {"name": name}).json()["id"]
+        site.ask("POST", "deployments/", {"name": name, "flow_id": flow}).raise_for_status()
+    return site
+
+
+def save(policy: Monitoring) -> None:
+    Environment(monitoring=policy).save("watched", overwrite=True)
+
+
+def promoted(site: Site, behaviour: Behaviour = GOOD) -> JournalView:
+    """Deploy a release into the watched environment."""
+    deploy(site.change(behaviour=behaviour), QUICK, environment="watched")
+    return site.view()
+
+
+def waiting(site: Site, deployment: str) -> list[dict[str, Any]]:
+    """Return the monitoring runs that have not begun, earliest first."""
+    wanted = {"flow_runs": {"tags": {"all_": ["sovereign-monitor", deployment]}}, "limit": 200}
+    runs = site.ask("POST", "flow_runs/filter", wanted).json()
+    return sorted(
+        (run for run in runs if run["state_type"] == "SCHEDULED"), key=lambda run: run["expected_start_time"]
+    )
+
+
+def test_a_promotion_schedules_runs_that_cover_the_time_without_a_gap(watched: Site) -> None:
+    save(Monitoring())
+    view = promoted(watched)
+    promoted_at = view.moved_at("promoted")
+    assert promoted_at
+    runs = waiting(watched, view.opened.deployment)
+    assert len(runs) == 96
+    starts = [datetime.fromisoformat(run["expected_start_time"]) for run in runs]
+    assert starts == [window.start for window in monitor_times(promoted_at, Monitoring())]
+    assert starts[-1] + timedelta(seconds=900) == promoted_at + timedelta(hours=24)
+    assert view.monitoring
+    assert view.monitoring.runs == 96
+
+
+def test_scheduling_again_makes_no_second_runs(watched: Site) -> None:
+    view = promoted(watched)
+    (journal,) = journals(watched.journal_dir)
+    without = [entry for entry in view.entries if entry.entry != "monitoring_scheduled"]
+    journal.path.write_bytes(b"".join(line(entry) for entry in without))
+    with PrefectApi(watched.settings()) as api:
+        assert schedule_monitoring(journal, api, watched.settings())
+    assert len(waiting(watched, view.opened.deployment)) == 2
+
+
+def test_what_is_good_to_the_end_is_completed_by_its_last_run(watched: Site) -> None:
+    view = promoted(watched)
+    name = view.opened.deployment
+    for number in range(2):
+        monitor(name, number)
+    after = watched.view()
+    assert after.state == "completed"
+    assert [entry.action for entry in after.monitored] == ["fine", "fine"]
+    first, second = after.monitored
+    assert second.since <= first.at  # no gap
+    assert first.requests + second.requests > 200
+    assert first.errors + second.errors == 0
+    assert "watched to the end" in watched.artifact(f"record-{name}")
+
+
+def test_each_answer_is_counted_once_over_all_runs(watched: Site) -> None:
+    view = promoted(watched)
+    began = view.monitoring
+    assert began
+    assert began.counters
+    for number in range(2):
+        monitor(view.opened.deployment, number)
+    first, last = watched.view().monitored
+    assert last.counters
+    assert first.requests + last.requests == last.counters.since(began.counters).requests
+
+
+def test_a_release_that_turns_bad_is_taken_back_at_once(watched: Site) -> None:
+    save(SHORT.model_copy(update={"for_s": 60}))
+    view = promoted(watched, Behaviour(error_ratio=0.3, errors_after_s=8))
+    with pytest.raises(TakenBackByMonitoringError, match=r"above immediate_error_ratio 0\.1"):
+        for number in range(20):
+            monitor(view.opened.deployment, number)
+
+    after = watched.view()
+    assert after.state == "rolled_back"
+    assert after.cause.startswith("Monitoring: ")
+    assert watched.application.observed() == watched.before
+    assert watched.owner() is None
+    assert waiting(watched, view.opened.deployment) == []
+    assert "P2" in watched.artifact(f"incident-{view.opened.deployment}")
+
+
+def test_instances_that_die_are_noticed_without_any_request(watched: Site) -> None:
+    save(SHORT.model_copy(update={"min_requests": 10_000, "probe_every_s": 0.3, "tolerated_probes": 1}))
+    view = promoted(watched)
+    watched.application.kill("green-1")
+    with pytest.raises(TakenBackByMonitoringError, match="green-1: most of the live side failed"):
+        monitor(view.opened.deployment, 0)
+    assert watched.view().state in ("rolled_back", "rollback_failed")
+    watched.serve_again("green-1")
+
+
+def test_what_is_not_urgent_is_proposed_to_a_person_once(watched: Site) -> None:
+    patient = {"immediate_error_ratio": 0.9, "delayed_error_ratio": 0.1}
+    save(SHORT.model_copy(update={**patient, "for_s": 60}))
+    view = promoted(watched, Behaviour(error_ratio=0.4, errors_after_s=8))
+    name = view.opened.deployment
+    number = 0
+    while not any(entry.entry == "noted" for entry in watched.view().entries):
+        monitor(name, number)
+        number += 1
+    monitor(name, number)  # is as bad, and asks for nothing new
+    after = watched.view()
+    assert after.state == "promoted"
+    assert [entry.entry for entry in after.entries].count("noted") == 1
+    wanted = {"flow_runs": {"name": {"any_": [f"proposal for {name}"]}}}
+    (proposal,) = watched.ask("POST", "flow_runs/filter", wanted).json()
+    assert proposal["parameters"]["approval"] is True
+    assert "above delayed_error_ratio" in proposal["parameters"]["reason"]
+
+
+def test_runs_of_a_deployment_that_is_over_end_by_themselves(watched: Site) -> None:
+    first = promoted(watched)
+    deploy(watched.change("3.0.0"), QUICK, environment="watched")
+    assert watched.views()[0].state == "superseded"
+    assert waiting(watched, first.opened.deployment) == []
+    assert "there is nothing to watch" in monitor(first.opened.deployment, 1)
+
+
+def test_a_run_that_begins_late_looks_once_over_all_that_was_missed(watched: Site) -> None:
+    view = promoted(watched)
+    time.sleep(SHORT.for_s)
+    monitor(view.opened.deployment, 0)
+    (entry,) = watched.view().monitored
+    assert entry.requests > 200
+    assert entry.since <= view.entries[-1].at
+
+
+def test_a_killed_run_is_continued_by_the_next(watched: Site) -> None:
+    view = promoted(watched)
+    process = watched.run("flows.monitor.monitor", {"deployment": view.opened.deployment, "number": 0})
+    (journal,) = journals(watched.journal_dir)
+    state = journal.directory / "monitoring.json"
+    wait_until(lambda: state.exists(), timeout_s=30, what="a first look", process=process)
+    process.kill()
+    known = Known.model_validate_json(state.read_bytes())
+    monitor(view.opened.deployment, 1)
+    (entry,) = [entry for entry in watched.view().entries if isinstance(entry, Monitored)]
+    assert entry.since >= known.at
+
+
+def test_who_died_between_promotion_and_monitoring_is_made_up_for(watched: Site) -> None:
+    view = promoted(watched)
+    (journal,) = journals(watched.journal_dir)
+    with PrefectApi(watched.settings()) as api:
+        cancel_monitoring(api, view.opened.deployment)
+    kept = [entry for entry in view.entries if entry.entry != "monitoring_scheduled"]
+    journal.path.write_bytes(b"".join(line(entry) for entry in kept))
+    recover_all(by="test", settings=watched.settings())
+    assert watched.view().monitoring
+    assert len(waiting(watched, view.opened.deployment)) == 2
+
+
+def test_a_promotion_whose_time_is_over_is_completed_without_its_runs(watched: Site) -> None:
+    save(Monitoring(every_s=1, for_s=1, probe_every_s=0.1))
+    promoted(watched)
+    time.sleep(1.5)
+    recover_all(by="test", settings=watched.settings())
+    assert watched.view().state == "completed"
