@@ -6,6 +6,7 @@ The release goes through the whole way: a gate with real evidence, a backup, and
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,23 @@ class CrashLab:
         self._directory = directory
         self._evidence = LabEvidence(directory / "evidence", release="2.0.0", commit="a" * 40, pull_request=1)
         self._papers = Evidence()
+        # each call of restic takes a second, so one strategy does it for all; where it is installed
+        self._backs_up = strategy == "in_place" and shutil.which("restic") is not None
+        self._repository = {
+            "repository": str(directory / "restic"),
+            "password": _RESTIC_PASSWORD,
+            "paths": [str(directory / "evidence")],
+        }
         self._http = httpx.Client(timeout=10, limits=httpx.Limits(max_keepalive_connections=0))
 
     def start(self) -> None:
         """Bring the fleet up in its first release, with users, and make the release's evidence."""
+        from blocks.restic import ResticAccess  # noqa: PLC0415 - Prefect reads its settings when imported
+        from tasks.restic import initialise  # noqa: PLC0415
+
         self._papers = self._evidence.build()
+        if self._backs_up:
+            initialise(ResticAccess.model_validate(self._repository))
         self.application.start()
         self._load = Load(
             self.application.url, _REQUESTS_PER_S, self._directory / "load", max_duration_s=3600
@@ -71,17 +84,10 @@ class CrashLab:
 
         save_blocks(self.application.fleet)
         limits = GateLimits(sops_recipients=(self._evidence.key.recipient,))
-        ResticRepository(
-            repository=str(self._directory / "restic"),
-            password=_RESTIC_PASSWORD,
-            paths=[str(self._directory / "evidence")],
-        ).save(_REPOSITORY, overwrite=True)
-        Environment(
-            stage=Stage.STAGING,
-            limits=limits,
-            monitoring=_MONITORING,
-            backups=[f"sovereign-restic-repository/{_REPOSITORY}"],
-        ).save(_ENVIRONMENT, overwrite=True)
+        backups = [f"sovereign-restic-repository/{_REPOSITORY}"] if self._backs_up else []
+        ResticRepository.model_validate(self._repository).save(_REPOSITORY, overwrite=True)
+        environment = Environment(stage=Stage.STAGING, limits=limits, monitoring=_MONITORING, backups=backups)
+        environment.save(_ENVIRONMENT, overwrite=True)
         flow = self._ask("POST", "flows/", {"name": "monitor"})["id"]
         self._ask("POST", "deployments/", {"name": "monitor", "flow_id": flow})
 

@@ -1,4 +1,4 @@
-"""The main job on real parts: four deployments of an application under load, two of which go back.
+"""The main job on real parts: five deployments of an application under load, three of which go back.
 
 `make demo` runs it; `make demo KEEP=1` leaves everything running afterwards, to look at it in Prefect's UI.
 """
@@ -23,7 +23,19 @@ from lab.figures import Figures, figures_of, plot_canary, sparkline
 from lab.load import Load
 from lab.production import Production
 from lab.releases import Behaviour
-from rules.journal import Decided, Entry, Intent, JournalView, Moved, parse, view
+from rules.environment import Environment, Monitoring
+from rules.journal import (
+    Decided,
+    Entry,
+    Gated,
+    Intent,
+    JournalView,
+    Monitored,
+    MonitoringScheduled,
+    Moved,
+    parse,
+    view,
+)
 from rules.record import in_words
 from rules.strategy import BlueGreen, Canary, CanaryLimits, Rolling, Strategy, Watching
 
@@ -31,6 +43,10 @@ _DIRECTORY = Path(".lab/demo").absolute()
 _REQUESTS_PER_S = 200.0
 _RUN_TIMEOUT_S = 120.0
 _WATCH = Watching(limits=CanaryLimits(min_observation_s=3.0))
+#: 24 hours of runs of 15 minutes, with a look each 30 s, told in a minute.
+_WATCHED = Environment(
+    name="watched", monitoring=Monitoring(every_s=10, for_s=60, probe_every_s=0.5, min_requests=50)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +59,7 @@ class Scene:
     ends: str
     behaviour: Behaviour
     taken_back_by_hand: bool = False
+    environment: str = "development"
 
 
 #: Each release stops abruptly, dropping its open requests: whoever restarts it carelessly loses some.
@@ -66,6 +83,14 @@ _SCENES = (
         taken_back_by_hand=True,
     ),
     Scene("Rolling, instance by instance", "4.0.0", Rolling(), "promoted", Behaviour(abrupt_stop=True)),
+    Scene(
+        "Turns bad after its promotion (24 hours of monitoring in one minute)",
+        "5.0.0",
+        BlueGreen(watch=_WATCH),
+        "rolled_back",
+        Behaviour(abrupt_stop=True, error_ratio=0.3, errors_after_s=25.0),
+        environment=_WATCHED.name,
+    ),
 )
 
 
@@ -87,6 +112,7 @@ class Demo:
         parameters = {
             "change": change.model_dump(mode="json"),
             "strategy": scene.strategy.model_dump(mode="json"),
+            "environment": scene.environment,
         }
         run_id = start_run(self._api_url, "deploy/deploy", parameters, key=f"demo-{scene.release}")
         self._follow(run_id, scene.release)
@@ -95,6 +121,8 @@ class Demo:
             self._console.print(f"[dim]roll-back of {deployment}, by hand[/dim]")
             by_hand = {"deployment": deployment, "reason": "The demo shows the way back."}
             self._follow(start_run(self._api_url, "roll-back/roll-back", by_hand), scene.release)
+        if scene.environment == _WATCHED.name:
+            self._follow_monitoring(scene.release)
         journal = self._journal(scene.release)
         time.sleep(1)  # the last requests of this scene come to their end
         self.figures.append(figures_of(journal, self._load.rows()))
@@ -121,8 +149,23 @@ class Demo:
                 time.sleep(0.3)
         raise TimeoutError(f"flow run {run_id} has not ended after {_RUN_TIMEOUT_S:g} s")
 
+    def _follow_monitoring(self, release: str) -> None:
+        """Print what the scheduled runs add to the journal, until the deployment is over."""
+        began, shown = time.time(), len(self._entries(release))
+        deadline = time.monotonic() + _RUN_TIMEOUT_S
+        with self._console.status("promoted, and watched by scheduled runs"):
+            while time.monotonic() < deadline:
+                entries = self._entries(release)
+                for entry in entries[shown:]:
+                    self._show(entry, began)
+                shown = len(entries)
+                if view(entries).is_terminal:
+                    return
+                time.sleep(0.3)
+        raise TimeoutError(f"the monitoring of {release} has not ended after {_RUN_TIMEOUT_S:g} s")
+
     def _show(self, entry: Entry, began: float) -> None:
-        if isinstance(entry, Intent | Decided | Moved):
+        if isinstance(entry, Intent | Decided | Moved | Gated | Monitored | MonitoringScheduled):
             words = in_words(entry).replace("**", "")
             self._console.print(
                 f"{entry.at.timestamp() - began:6.1f} s  {words}", markup=False, soft_wrap=True
@@ -178,7 +221,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     shutil.rmtree(_DIRECTORY, ignore_errors=True)
-    production = Production(_DIRECTORY, cache=_DIRECTORY.parent / "cache")
+    production = Production(_DIRECTORY, environments=(_WATCHED,), cache=_DIRECTORY.parent / "cache")
     with console.status("starting PostgreSQL, Prefect's server and worker, the application, HAProxy"):
         production.start()
     try:

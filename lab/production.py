@@ -23,6 +23,7 @@ from lab.postgres import Postgres
 from lab.prefect_server import DATABASE, DRIVER, PrefectServer, Worker, migrated_cluster
 from lab.processes import clean_environment
 from lab.register import register_all
+from rules.environment import Environment
 
 WORK_POOL = "sovereign"  # the one that prefect.yaml names
 
@@ -50,6 +51,7 @@ class Production:
         directory: where all of it lives, kept at the end; None: a temporary one, removed at the end.
         applications: their names; each has two blue and two green instances and a balancer.
         worker: whether flow runs that are scheduled are also run.
+        environments: that deployments may name, beside `development`.
         cache: where a migrated database is kept, which makes later starts several seconds faster.
     """
 
@@ -59,8 +61,10 @@ class Production:
         *,
         applications: Sequence[str] = ("web",),
         worker: bool = True,
+        environments: Sequence[Environment] = (),
         cache: Path | None = None,
     ) -> None:
+        self._environments = environments
         self._temporary = directory is None
         self.directory = (directory or Path(tempfile.mkdtemp(prefix="lab-"))).absolute()
         self.cache = cache
@@ -115,7 +119,8 @@ class Production:
         if answer.status_code != httpx.codes.CONFLICT:  # there already, after a restart
             answer.raise_for_status()
         fleets = [application.fleet for application in self.applications.values()]
-        register_all(fleets, clean_environment(self.directory, self.environment()))
+        client_environment = clean_environment(self.directory, self.environment())
+        register_all(fleets, client_environment, environments=self._environments)
 
     def stop(self) -> None:
         """Stop every part in the opposite order, and whatever flow runs have left."""

@@ -1,7 +1,7 @@
 """Make a lab's applications known to Prefect: the blocks that deployments read, and the deployments.
 
-As a program, `python -m lab.register FLEET.json …` saves the blocks of fleets written as JSON: in a process
-of its own, because Prefect reads its settings once, when it is imported.
+As a program, `python -m lab.register FILE.json …` saves the blocks of fleets and environments written as
+JSON: in a process of its own, because Prefect reads its settings once, when it is imported.
 """
 
 from __future__ import annotations
@@ -13,27 +13,34 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from lab.processes import LabError
+from rules.environment import Environment
 from rules.fleet import Fleet
 
 _PROJECT = Path(__file__).parents[1]
 _TIMEOUT_S = 180
 
 
-def register_all(fleets: Sequence[Fleet], environment: Mapping[str, str]) -> None:
+def register_all(
+    fleets: Sequence[Fleet], environment: Mapping[str, str], *, environments: Sequence[Environment] = ()
+) -> None:
     """Save the fleets' blocks and register deployments, block types and automation, as a new user would.
 
     Args:
         fleets: the applications.
         environment: of a client of the Prefect server.
+        environments: that deployments may name.
 
     Raises:
         LabError: a command failed; carries what it said.
     """
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor() as both:
-        paths = [Path(directory) / f"{fleet.application}.json" for fleet in fleets]
-        for path, fleet in zip(paths, fleets, strict=True):
-            path.write_text(fleet.model_dump_json())
+        paths = []
+        for number, described in enumerate((*fleets, *environments)):
+            paths.append(Path(directory) / f"{number}.json")
+            paths[-1].write_text(described.model_dump_json())
         blocks = both.submit(_run, ["lab.register", *map(str, paths)], environment)
         deployments = both.submit(register_deployments, environment)
         blocks.result()
@@ -71,6 +78,21 @@ def save_blocks(fleet: Fleet) -> None:
     ).save(fleet.application, overwrite=True)
 
 
+def save_environment(environment: Environment) -> None:
+    """Save the block of an environment, under its name; saved already is replaced."""
+    from blocks.environment import Environment as EnvironmentBlock  # noqa: PLC0415 - see save_blocks
+
+    fields = environment.model_dump(exclude={"name"})
+    EnvironmentBlock.model_validate(fields).save(environment.name, overwrite=True)
+
+
+def _save(text: str) -> None:
+    try:
+        save_blocks(Fleet.model_validate_json(text))
+    except ValidationError:
+        save_environment(Environment.model_validate_json(text))
+
+
 def _run(module: list[str], environment: Mapping[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", *module],
@@ -89,4 +111,4 @@ def _run(module: list[str], environment: Mapping[str, str]) -> None:
 
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
-        save_blocks(Fleet.model_validate_json(Path(argument).read_text()))
+        _save(Path(argument).read_text())

@@ -51,9 +51,6 @@ class GateLimits(Frozen):
     min_bandwidth_bytes_per_s: Annotated[float, Field(ge=0)] = Field(
         default=1_000_000.0, description="from the worker to each host"
     )
-    max_lost_s: PositiveSeconds = Field(
-        default=300.0, description="age that the newest backup may have: data that may be lost"
-    )
     staging_bake_s: Seconds = Field(
         default=24 * 3600.0, description="a staging deployment counts once it was good this long"
     )

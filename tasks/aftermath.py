@@ -11,9 +11,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from rules.errors import ApiUnavailableError, DeployError
+from rules.final_checklist import judge_final
 from rules.incident import IncidentState
 from rules.journal import DeploymentState, JournalView
 from rules.message import Event, message_of
+from rules.record import checklist_page
 from tasks.exposition import expose
 from tasks.forgejo import open_issue
 from tasks.grafana import annotate
@@ -21,7 +23,7 @@ from tasks.history import export_record
 from tasks.incident import open_incident
 from tasks.notify import notify
 from tasks.prefect_api import PrefectApi
-from tasks.report import publish_record
+from tasks.report import publish_page, publish_record
 from tasks.services import Services, load_services
 from tasks.settings import Settings
 
@@ -64,11 +66,19 @@ def after_end(
     known = services or services_of(view, api)
     if api:
         _attempt("the record", lambda: publish_record(api, view))
+        if view.intents:
+            _attempt("the final checklist", lambda: _publish_final(api, view))
     _attempt("the incident", lambda: _open_incident(view, api, known, settings=settings))
     event = _EVENTS.get(view.state)
     if event:
         tell(view, known, event)
     keep_books(settings, view)
+
+
+def _publish_final(api: PrefectApi, view: JournalView) -> None:
+    report = judge_final(view, view.opened.environment.stage)
+    words = f"Final checklist, before, during and after: {report.summary}"
+    publish_page(api, view, "final-checklist", checklist_page(report), words=words)
 
 
 def keep_books(settings: Settings, view: JournalView | None = None) -> None:

@@ -49,6 +49,6 @@ def prune(services: Services, *, keep_s: float, settings: Settings) -> tuple[str
     for reference, backup in services.backups.items():
         try:
             gone += prune_backups(backup, now=datetime.now(UTC), keep_s=keep_s, settings=settings)
-        except DeployError as error:
+        except (DeployError, OSError) as error:
             log.warning("older backups of %s are still there: %s", reference, error)
     return tuple(gone)

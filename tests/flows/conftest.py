@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
-from lab.prefect_server import PrefectServer
+from lab.prefect_server import PrefectServer, Worker
+from lab.processes import clean_environment
+from lab.register import register_deployments
+from tests.flows.caller import Caller
 from tests.flows.site import Site
+
+_POOL = "sovereign"
 
 #: The site of the last test, if any.
 Kept = list[Site]
@@ -42,3 +48,43 @@ def site(
         monkeypatch.setenv(name, value)
     yield kept_sites[0]
     kept_sites[0].end()
+
+
+@pytest.fixture(scope="session")
+def workers() -> list[Worker]:
+    """The worker of this session, once there is one: tests that watch by hand must not have it running."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def worker(
+    tmp_path_factory: pytest.TempPathFactory, prefect_server: PrefectServer, workers: list[Worker]
+) -> Iterator[Worker]:
+    """A worker that runs what is registered with the Prefect server that tests share."""
+    directory = tmp_path_factory.mktemp("worker")
+    settings = {
+        **prefect_server.environment(),
+        "SOVEREIGN_JOURNAL_DIR": str(directory / "journal"),
+        "SOVEREIGN_HOST": "here",
+        "SOVEREIGN_BASELINE_S": "0.3",
+    }
+    pool = {"name": _POOL, "type": "process"}
+    httpx.post(f"{prefect_server.api_url}/work_pools/", json=pool, timeout=10).raise_for_status()
+    register_deployments(clean_environment(directory, settings))
+    with Worker(directory, settings, _POOL) as running:
+        workers.append(running)
+        yield running
+
+
+@pytest.fixture
+def caller(site: Site, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Caller:
+    """A caller of a site whose deployments the worker runs. Its `recover` runs when a test wants it to."""
+    monkeypatch.setattr(Site, "journal_dir", worker.directory / "journal")
+    caller = Caller(site, worker)
+    recover = caller.deployment("recover/recover")
+    for schedule in recover["schedules"]:
+        path = f"deployments/{recover['id']}/schedules/{schedule['id']}"
+        site.ask("PATCH", path, {"active": False}).raise_for_status()
+    if worker.process is None:
+        worker.start()
+    return caller

@@ -29,7 +29,9 @@ def test_an_archive_that_is_not_what_was_asked_for_is_blocked(site: Site, wrong:
 def test_a_dead_live_instance_blocks(site: Site) -> None:
     site.application.kill("blue-2")
     site.before = site.application.observed()
-    with pytest.raises(GateBlockedError, match=r"1 of 2 answer their probe; down: blue-2\. Bring them up first"):
+    with pytest.raises(
+        GateBlockedError, match=r"1 of 2 answer their probe; down: blue-2\. Bring them up first"
+    ):
         deploy(site.change(), Canary())
 
     assert_unchanged(site, "blocked")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from blocks.environment import Environment
 from flows.deploy import deploy
 from flows.monitor import TakenBackByMonitoringError, monitor
+from lab.prefect_server import Worker
 from lab.processes import wait_until
 from lab.releases import GOOD, Behaviour
 from rules.environment import Monitoring
@@ -30,13 +32,20 @@ SHORT = Monitoring(every_s=3, for_s=6, probe_every_s=1, min_requests=20)
 
 
 @pytest.fixture
-def watched(site: Site) -> Site:
-    """A site in an environment that is watched, and a Prefect that knows the deployments which do so."""
+def watched(site: Site, workers: list[Worker]) -> Iterator[Site]:
+    """A site in an environment that is watched, by hand: nobody runs what is scheduled."""
+    for worker in workers:
+        worker.stop()
     save(SHORT)
     for name in ("monitor", "delayed-roll-back"):
+        if site.ask("GET", f"deployments/name/{name}/{name}").is_success:
+            continue
         flow = site.ask("POST", "flows/", {"name": name}).json()["id"]
         site.ask("POST", "deployments/", {"name": name, "flow_id": flow}).raise_for_status()
-    return site
+    yield site
+    with PrefectApi(site.settings()) as api:
+        for view in site.views():
+            cancel_monitoring(api, view.opened.deployment)
 
 
 def save(policy: Monitoring) -> None:
@@ -47,6 +56,12 @@ def promoted(site: Site, behaviour: Behaviour = GOOD) -> JournalView:
     """Deploy a release into the watched environment."""
     deploy(site.change(behaviour=behaviour), QUICK, environment="watched")
     return site.view()
+
+
+def monitor_all(deployment: str, *, windows: int) -> None:
+    """Watch through each window, one after the other."""
+    for number in range(windows):
+        monitor(deployment, number)
 
 
 def waiting(site: Site, deployment: str) -> list[dict[str, Any]]:
@@ -113,8 +128,7 @@ def test_a_release_that_turns_bad_is_taken_back_at_once(watched: Site) -> None:
     save(SHORT.model_copy(update={"for_s": 60}))
     view = promoted(watched, Behaviour(error_ratio=0.3, errors_after_s=8))
     with pytest.raises(TakenBackByMonitoringError, match=r"above immediate_error_ratio 0\.1"):
-        for number in range(20):
-            monitor(view.opened.deployment, number)
+        monitor_all(view.opened.deployment, windows=20)
 
     after = watched.view()
     assert after.state == "rolled_back"
@@ -176,7 +190,7 @@ def test_a_killed_run_is_continued_by_the_next(watched: Site) -> None:
     process = watched.run("flows.monitor.monitor", {"deployment": view.opened.deployment, "number": 0})
     (journal,) = journals(watched.journal_dir)
     state = journal.directory / "monitoring.json"
-    wait_until(lambda: state.exists(), timeout_s=30, what="a first look", process=process)
+    wait_until(state.exists, timeout_s=30, what="a first look", process=process)
     process.kill()
     known = Known.model_validate_json(state.read_bytes())
     monitor(view.opened.deployment, 1)

@@ -5,100 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from lab.prefect_server import PrefectServer, Worker
-from lab.processes import clean_environment, wait_until
-from lab.register import register_deployments
-from rules.journal import JournalView, Moved
-from rules.strategy import Canary, InPlace, Strategy, Watching
-from tests.flows.site import EASY, ENDLESS, PATIENCE_S, Site
+from lab.processes import wait_until
+from rules.journal import Moved
+from rules.strategy import Canary, InPlace, Watching
+from tests.flows.caller import Caller
+from tests.flows.site import EASY, ENDLESS, PATIENCE_S
 from triggers.register import SILENT_RUNS
 
-_POOL = "sovereign"
 QUICK = Canary(steps_percent=(50, 100), watch=Watching(tick_s=0.2, deadline_s=30, limits=EASY))
-
-
-@pytest.fixture(scope="session")
-def worker(tmp_path_factory: pytest.TempPathFactory, prefect_server: PrefectServer) -> Iterator[Worker]:
-    """A worker that runs what is registered with the Prefect server that tests share."""
-    directory = tmp_path_factory.mktemp("worker")
-    settings = {
-        **prefect_server.environment(),
-        "SOVEREIGN_JOURNAL_DIR": str(directory / "journal"),
-        "SOVEREIGN_HOST": "here",
-        "SOVEREIGN_BASELINE_S": "0.3",
-    }
-    pool = {"name": _POOL, "type": "process"}
-    httpx.post(f"{prefect_server.api_url}/work_pools/", json=pool, timeout=10).raise_for_status()
-    register_deployments(clean_environment(directory, settings))
-    with Worker(directory, settings, _POOL) as running:
-        yield running
-
-
-class Caller:
-    """A program that has nothing but Prefect's API."""
-
-    def __init__(self, site: Site, worker: Worker) -> None:
-        self.site, self.worker = site, worker
-
-    def deployment(self, name: str) -> dict[str, Any]:
-        """Return a deployment as Prefect knows it."""
-        found: dict[str, Any] = self.site.ask("GET", f"deployments/name/{name}").raise_for_status().json()
-        return found
-
-    def post(self, name: str, parameters: dict[str, Any], *, key: str | None = None) -> httpx.Response:
-        """Ask for a flow run."""
-        body = {"parameters": parameters, "idempotency_key": key or str(uuid.uuid4())}
-        return self.site.ask("POST", f"deployments/{self.deployment(name)['id']}/create_flow_run", body)
-
-    def deploy(self, release: str, strategy: Strategy) -> str:
-        """Start a deployment; return its flow run's id."""
-        answer = self.post("deploy/deploy", self.parameters(release, strategy))
-        return str(answer.raise_for_status().json()["id"])
-
-    def parameters(self, release: str, strategy: Strategy) -> dict[str, Any]:
-        """Return what a caller sends for a deployment."""
-        change = self.site.change(release).model_dump(mode="json")
-        return {"change": change, "strategy": strategy.model_dump(mode="json")}
-
-    def ended(self, run: str) -> str:
-        """Wait until a flow run is over; return the type of its state."""
-        over = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-        wait_until(
-            lambda: self.site.run_state(run)[0] in over,
-            timeout_s=2 * PATIENCE_S,
-            what=f"flow run {run} to end",
-            process=self.worker.process,
-        )
-        return self.site.run_state(run)[0]
-
-    def halfway(self, run: str, release: str) -> None:
-        """Wait until a canary has half of the users."""
-        self.site.wait_until_halfway(release, self.worker.process, flow_run_id=run)
-
-    def view(self, run: str) -> JournalView:
-        """Return the journal of a flow run's deployment."""
-        (view,) = [view for view in self.site.views() if view.opened.flow_run_id == run]
-        return view
-
-
-@pytest.fixture
-def caller(site: Site, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Caller:
-    """A caller of a site whose deployments the worker runs. Its `recover` runs when a test wants it to."""
-    monkeypatch.setattr(Site, "journal_dir", worker.directory / "journal")
-    caller = Caller(site, worker)
-    recover = caller.deployment("recover/recover")
-    for schedule in recover["schedules"]:
-        path = f"deployments/{recover['id']}/schedules/{schedule['id']}"
-        site.ask("PATCH", path, {"active": False}).raise_for_status()
-    if worker.process is None:
-        worker.start()
-    return caller
 
 
 def test_a_call_that_is_repeated_with_its_key_deploys_once(caller: Caller) -> None:

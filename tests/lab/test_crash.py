@@ -17,7 +17,7 @@ _PROJECT = Path(__file__).parents[2]
 def test_a_deployment_killed_anywhere_is_recovered(strategy: str) -> None:
     command = (sys.executable, "-m", "lab.crash", "--component", "application", "--strategy", strategy)
     done = subprocess.run(
-        (*command, "--every", "6", "--json"),
+        (*command, "--every", "9", "--json"),
         check=False,
         stdin=subprocess.DEVNULL,
         capture_output=True,

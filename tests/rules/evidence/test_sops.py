@@ -86,7 +86,7 @@ def test_a_leaf_added_anywhere_in_clear_is_found(plain, value):
     assert judge({**tree, "added": {"deep": [[value]]}}).result is Result.FAILED
 
 
-@pytest.mark.parametrize("recipient", [KEY.recipient, OTHER.recipient])
+@pytest.mark.parametrize("recipient", [KEY.recipient, OTHER.recipient], ids=["first", "second"])
 def test_each_required_recipient_must_hold_a_key(recipient):
     found = judge(encrypted(PLAIN, [KEY.recipient]), KEY.recipient, recipient)
     assert (found.result is Result.PASSED) == (recipient == KEY.recipient)
