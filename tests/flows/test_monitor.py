@@ -186,6 +186,7 @@ def test_a_run_that_begins_late_looks_once_over_all_that_was_missed(watched: Sit
 
 
 def test_a_killed_run_is_continued_by_the_next(watched: Site) -> None:
+    save(SHORT.model_copy(update={"every_s": 12, "for_s": 24}))  # long enough to be killed in
     view = promoted(watched)
     process = watched.run("flows.monitor.monitor", {"deployment": view.opened.deployment, "number": 0})
     (journal,) = journals(watched.journal_dir)

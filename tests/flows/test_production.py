@@ -122,7 +122,7 @@ def test_the_whole_way_of_a_production_deployment_whose_release_turns_bad_later(
     after = caller.view(run)
     assert after.state == "rolled_back"
     assert "Monitoring: " in after.cause
-    assert "error_ratio" in after.cause
+    assert "HighErrorRate" in after.cause or "immediate_error_ratio" in after.cause
     wait_until(lambda: site.owner() is None, timeout_s=10, what="the lock to be free")
     assert site.application.observed() == site.before
     assert_everybody_knows(surroundings, ("rolled back", "incident"))
