@@ -106,12 +106,12 @@ def _in_words(deployment: OpenDeployment) -> str:
                 f"for {record.deployment}."
             )
         case "aborted":
-            left = "Nothing had been changed."
+            left = ""  # its reason says that nothing had been changed
         case "promoted":
             left = "It stays promoted; only its book-keeping was cut short."
         case _:
             left = f"It is {record.state}: recover goes on with it."
-    return f"{record.deployment}: {record.reason} {left}"
+    return f"{record.deployment}: {record.reason} {left}".rstrip()
 
 
 def cause_of(error: BaseException) -> str:

@@ -64,6 +64,11 @@ class Check(Frozen):
     remedy: str = ""
     by: str = Field(default="", description="who attested or waived it")
 
+    @property
+    def in_words(self) -> str:
+        """What was found, and how to supply what is missing."""
+        return f"{self.title} ({self.id}): {self.result}, {self.evidence.rstrip('.')}. {self.remedy}".rstrip()
+
 
 class ChecklistReport(Frozen):
     """All rows of one deployment."""
@@ -83,7 +88,7 @@ class ChecklistReport(Frozen):
     @property
     def in_words(self) -> str:
         """What is missing, and how to supply it; empty when nothing blocks."""
-        return " ".join(f"{c.title} ({c.id}): {c.result}, {c.evidence} {c.remedy}" for c in self.blocking)
+        return " ".join(check.in_words for check in self.blocking)
 
     @property
     def summary(self) -> str:

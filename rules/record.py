@@ -170,7 +170,7 @@ def plan_page(plan: Plan) -> str:
 def checklist_page(report: ChecklistReport) -> str:
     """Return a checklist as a Markdown page: what blocks first, then every row."""
     head = f"# Checklist: {'blocked' if report.blocking else 'the gate is open'}\n\n{report.summary}."
-    needed = [f"- **{c.title}** (`{c.id}`): {c.result}, {c.evidence} {c.remedy}" for c in report.blocking]
+    needed = [f"- {check.in_words}" for check in report.blocking]
     rows = [
         f"| {c.section} | {c.id} | {'**' if c.blocks else ''}{c.result.replace('_', ' ')}"
         f"{'**' if c.blocks else ''}{f' by {_cell(c.by)}' if c.by else ''} | {_cell(c.evidence)} |"

@@ -165,9 +165,7 @@ def _told(plan: Plan, environment: Environment, services: Services, *, tell: boo
     message = message_of(
         Event.PLANNED,
         None,
-        target=plan.change.target,
-        release=plan.change.release,
-        strategy=plan.strategy.strategy,
+        what=f"{plan.change.target}, release {plan.change.release}, {plan.strategy.strategy}",
         environment=environment.name,
     )
     return notified_finding(notify(services.notifications, message))

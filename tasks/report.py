@@ -41,7 +41,9 @@ def publish_progress(deployment: OpenDeployment, plan: Plan, step: Step) -> None
 
 def publish_checklist(deployment: OpenDeployment, report: ChecklistReport) -> None:
     """Show the gate's rows."""
-    rows = [check.model_dump(mode="json") for check in report.checks]
+    rows = [
+        _first(check.model_dump(mode="json"), "id", "result", "blocks", "evidence") for check in report.checks
+    ]
     words = f"Checklist before the deployment: {report.summary}"
     _publish(deployment, "checklist", "table", json.dumps(rows), description=words)
     _publish(deployment, "checklist-page", "markdown", checklist_page(report), description=words)
@@ -49,8 +51,13 @@ def publish_checklist(deployment: OpenDeployment, report: ChecklistReport) -> No
 
 def publish_comparison(deployment: OpenDeployment, comparisons: tuple[Comparison, ...]) -> None:
     """Show the metrics before and after."""
-    rows = [comparison.model_dump(mode="json") for comparison in comparisons]
+    rows = [_first(one.model_dump(mode="json"), "name", "result", "change") for one in comparisons]
     _publish(deployment, "comparison", "table", json.dumps(rows), description="Metrics before and after")
+
+
+def _first(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Return a table's row with these columns first: the page shows no more than a few without scrolling."""
+    return {name: row[name] for name in names} | row
 
 
 def publish_decisions(deployment: OpenDeployment) -> None:
