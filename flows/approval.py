@@ -7,8 +7,8 @@ from prefect.exceptions import FlowPauseTimeout
 from prefect.input import RunInput
 from pydantic import Field
 
+from rules.entries import Approved
 from rules.errors import RefusedError
-from rules.journal import Approved
 from rules.message import Event
 from rules.plan import Plan
 from rules.record import checklist_page, plan_page

@@ -6,9 +6,10 @@ from prefect import flow, get_run_logger
 
 from flows.approval import asked_person
 from flows.recover import taken_back
+from rules.entries import Noted
 from rules.environment import Environment
 from rules.errors import InvalidRequestError, RefusedError
-from rules.journal import JournalView, Noted
+from rules.journal import JournalView
 from rules.message import Event
 from rules.record import DeploymentRecord
 from rules.rollback_page import assessment_page

@@ -15,12 +15,12 @@ from flows.rollout import OPEN, ended_with_nothing_to_do, keep_plan, opening, pl
 from rules.baseline import Baseline, compare
 from rules.change import ApplicationRelease
 from rules.checklist import Attestation, Waiver
+from rules.entries import Compared, Gated, Measured
 from rules.environment import Environment
 from rules.errors import GateBlockedError, StepFailedError
 from rules.evidence.sources import Evidence
 from rules.fleet import Fleet
 from rules.frozen import slug
-from rules.journal import Compared, Gated, Measured
 from rules.judge_metrics import unanswered
 from rules.message import Event
 from rules.plan import Plan

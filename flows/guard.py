@@ -15,8 +15,8 @@ from typing import Any
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
 
+from rules.entries import Opened
 from rules.errors import CutOffError, DeployError, FencedError, GateBlockedError
-from rules.journal import Opened
 from rules.record import record_of
 from tasks.aftermath import after_end
 from tasks.deployment import OpenDeployment, open_deployment

@@ -8,8 +8,8 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from pydantic import Field
 
+from rules.entries import DeploymentState
 from rules.history import history_page, history_rows, matching
-from rules.journal import DeploymentState
 from rules.record import DeploymentRecord
 from tasks.history import records_at_hand
 from tasks.known import api_if_any

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 
 from prefect import flow, get_run_logger
 
+from rules.entries import Monitored, Moved, Noted
 from rules.errors import DeployError
-from rules.journal import JournalView, Monitored, Moved, Noted
+from rules.journal import JournalView
 from rules.monitoring import MonitoringVerdict, MonitorTime, monitor_times
 from rules.record import record_of
 from tasks.aftermath import after_end, services_of

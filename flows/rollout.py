@@ -7,11 +7,11 @@ from contextvars import ContextVar
 from prefect import get_run_logger, runtime
 
 from rules.change import Change
+from rules.entries import Opened
 from rules.environment import Environment
 from rules.errors import StepFailedError
 from rules.fleet import Fleet
 from rules.frozen import slug
-from rules.journal import Opened
 from rules.plan import Plan, applied
 from rules.rollout import plan_rollout
 from rules.strategy import Strategy

@@ -25,8 +25,8 @@ from lab.application import FIRST_RELEASE, LabApplication
 from lab.postgres import Postgres
 from lab.prefect_server import DATABASE, DRIVER, PrefectServer, migrated_cluster
 from rules.change import ApplicationRelease, ReleaseArchive
+from rules.entries import Opened
 from rules.fleet import CommandService, Fleet, FleetState, Instance, InstanceState, Probe, ReleaseDirectory
-from rules.journal import Opened
 from rules.plan import Plan, Step, SwitchRelease
 from rules.rollout import plan_rollout
 from rules.strategy import InPlace, Rolling

@@ -29,7 +29,7 @@ from typing import Any, Literal, Protocol
 
 from lab.postgres import Postgres
 from lab.prefect_server import DATABASE, DRIVER, PrefectServer, migrated_cluster
-from rules.journal import Entry, Intent
+from rules.entries import Entry, Intent
 
 Moment = Literal["before", "torn", "written", "mirrored", "amid"]
 _MOMENTS: tuple[Moment, ...] = ("before", "torn", "written", "mirrored", "amid")
@@ -193,7 +193,7 @@ def _armed(point: Point) -> Iterator[None]:
 
 
 def _tear(journal: Any, entry: Entry) -> None:
-    from rules.journal import line  # noqa: PLC0415
+    from rules.entries import line  # noqa: PLC0415
 
     text = line(entry)
     with journal.path.open("ab") as file:
@@ -234,7 +234,8 @@ def _roll_back(journal: Path) -> None:
 
 
 def _states(journal: Path) -> list[str]:
-    from rules.journal import parse, view  # noqa: PLC0415
+    from rules.entries import parse  # noqa: PLC0415
+    from rules.journal import view  # noqa: PLC0415
 
     return [view(parse(path.read_bytes())).state for path in journal.glob("[!.]*/journal.jsonl")]
 

@@ -23,19 +23,9 @@ from lab.figures import Figures, figures_of, plot_canary, sparkline
 from lab.load import Load
 from lab.production import Production
 from lab.releases import Behaviour
+from rules.entries import Decided, Entry, Gated, Intent, Monitored, MonitoringScheduled, Moved, parse
 from rules.environment import Environment, Monitoring
-from rules.journal import (
-    Decided,
-    Entry,
-    Gated,
-    Intent,
-    JournalView,
-    Monitored,
-    MonitoringScheduled,
-    Moved,
-    parse,
-    view,
-)
+from rules.journal import JournalView, view
 from rules.record import in_words
 from rules.strategy import BlueGreen, Canary, CanaryLimits, Rolling, Strategy, Watching
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lab.load import Row
-from rules.journal import Decided, Intent, JournalView, Undone
+from rules.entries import Decided, Intent, Undone
+from rules.journal import JournalView
 from rules.record import record_of
 from rules.undo import RestoreTraffic
 from rules.verdict import Outcome

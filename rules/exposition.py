@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Literal
 
+from rules.entries import DeploymentState, Moved
 from rules.frozen import Frozen
-from rules.journal import DeploymentState, JournalView, Moved
+from rules.journal import JournalView
 from rules.record import record_of
 
 MOST_TARGETS = 200

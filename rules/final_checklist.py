@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from rules.checklist import ChecklistReport, judge
+from rules.entries import Decided, Done, Noted
 from rules.environment import Stage
 from rules.final_items import FINAL_ITEMS
 from rules.finding import Finding, Result
-from rules.journal import Decided, Done, JournalView, Noted
+from rules.journal import JournalView
 from rules.plan import DrainServer, ObserveBatch, Plan, RehearseSwitch, RejoinServer, Step, WatchSide
 from rules.verdict import Outcome
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
-from rules.journal import Decided, DeploymentState, JournalView
+from rules.entries import Decided, DeploymentState
+from rules.journal import JournalView
 from rules.markdown import table
 from rules.pieces import from_pieces, in_pieces
 from rules.record import DeploymentRecord, checklist_page, decision_page, in_words, plan_page, record_page

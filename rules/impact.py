@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from rules.entries import Decided
 from rules.frozen import Frozen, Ratio
-from rules.journal import Decided, JournalView
+from rules.journal import JournalView
 from rules.plan import Action, DrainServer, Plan, RejoinServer, RestartService, SetTraffic
 from rules.rollout import serving
 from rules.traffic import Counts, Traffic

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from rules.entries import Compared, Decided
 from rules.frozen import Frozen
 from rules.incident import IncidentState
-from rules.journal import Compared, Decided, JournalView
+from rules.journal import JournalView
 from rules.markdown import table
 from rules.record import in_words, record_of
 from rules.verdict import Outcome

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from rules.checklist import ChecklistReport
-from rules.frozen import Frozen
-from rules.journal import (
+from rules.entries import (
     Approved,
     BackedUp,
     Compared,
@@ -18,7 +17,6 @@ from rules.journal import (
     Gated,
     Held,
     Intent,
-    JournalView,
     Locked,
     Measured,
     Monitored,
@@ -29,6 +27,8 @@ from rules.journal import (
     Planned,
     Undone,
 )
+from rules.frozen import Frozen
+from rules.journal import JournalView
 from rules.plan import Plan
 
 _SHOWN_ROWS = 25

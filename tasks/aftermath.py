@@ -10,10 +10,11 @@ import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from rules.entries import DeploymentState
 from rules.errors import ApiUnavailableError, DeployError
 from rules.final_checklist import judge_final
 from rules.incident import IncidentState
-from rules.journal import DeploymentState, JournalView
+from rules.journal import JournalView
 from rules.message import Event, message_of
 from rules.record import checklist_page
 from tasks.exposition import expose

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from datetime import UTC, datetime
 
+from rules.entries import BackedUp
 from rules.errors import DeployError, StepFailedError
 from rules.finding import Result
-from rules.journal import BackedUp
 from tasks.backup import prune_backups, take_backup, verify_backup
 from tasks.deployment import OpenDeployment
 from tasks.pause import proceed

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Literal
 
+from rules.entries import Decided, Done, Entry, Intent, Locked, Moved, Opened, Planned, stamped
 from rules.errors import (
     AbortedError,
     ApiUnavailableError,
@@ -19,19 +20,7 @@ from rules.errors import (
     LockHeldError,
     RevokedError,
 )
-from rules.journal import (
-    Decided,
-    Done,
-    Entry,
-    Intent,
-    JournalView,
-    Locked,
-    Moved,
-    Opened,
-    Planned,
-    check_transition,
-    stamped,
-)
+from rules.journal import JournalView, check_transition
 from rules.plan import Plan, Step
 from rules.verdict import CanaryEvidence, Verdict
 from tasks.control import Control, forget

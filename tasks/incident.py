@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from rules.entries import Moved
 from rules.errors import ApiUnavailableError, DeployError
 from rules.incident import (
     IllegalEventError,
@@ -25,7 +26,7 @@ from rules.incident import (
     parse_events,
     status_page,
 )
-from rules.journal import JournalView, Moved
+from rules.journal import JournalView
 from rules.pieces import from_pieces, in_pieces
 from rules.post_mortem import post_mortem
 from tasks.durable import replace_file

@@ -17,8 +17,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rules.entries import Entry, Locked, Opened, line, parse
 from rules.errors import DeployError
-from rules.journal import Entry, JournalView, Locked, Opened, line, parse, view
+from rules.journal import JournalView, view
 from rules.record import progress_page
 from tasks.prefect_api import PrefectApi
 

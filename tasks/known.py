@@ -6,8 +6,9 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rules.entries import Locked, parse
 from rules.errors import ApiUnavailableError
-from rules.journal import JournalView, Locked, parse, view
+from rules.journal import JournalView, view
 from tasks.journal import JournalFile, NoJournalError, journals, mirrored_lines
 from tasks.prefect_api import PrefectApi
 from tasks.settings import Settings

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 
 from rules.alerts import Alert
 from rules.baseline import Baseline
+from rules.entries import Decided, Noted
 from rules.errors import AlarmError
-from rules.journal import Decided, Noted
 from rules.judge_metrics import judge_declared, unanswered
 from rules.message import Event
 from rules.provider import ProviderError, ProviderWatch, Standing

@@ -6,9 +6,10 @@ import logging
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+from rules.entries import Entry, MonitoringScheduled, stamped
 from rules.errors import ApiUnavailableError, BalancerError
 from rules.fleet import Fleet
-from rules.journal import Entry, JournalView, MonitoringScheduled, stamped
+from rules.journal import JournalView
 from rules.monitoring import monitor_times
 from rules.traffic import Counts
 from tasks import haproxy

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 
+from rules.entries import Noted
 from rules.errors import AbortedError
-from rules.journal import Noted
 from tasks.deployment import OpenDeployment
 
 log = logging.getLogger(__name__)

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Literal
 
+from rules.entries import Entry, Locked, Moved, Noted, Planned, line, stamped
 from rules.errors import ApiUnavailableError, DeployError, WorldMovedError
 from rules.frozen import Frozen
-from rules.journal import Entry, JournalView, Locked, Moved, Noted, Planned, line, stamped
+from rules.journal import JournalView
 from tasks.claim import claim, refuse_living, step_lock
 from tasks.control import forget
 from tasks.fleet import observe_fleet

@@ -9,9 +9,10 @@ from typing import Any
 
 from rules.baseline import Comparison
 from rules.checklist import ChecklistReport
+from rules.entries import Decided
 from rules.errors import ApiUnavailableError
 from rules.history import to_metadata
-from rules.journal import Decided, JournalView
+from rules.journal import JournalView
 from rules.plan import Plan, Step
 from rules.record import checklist_page, decision_page, plan_page, record_of, record_page
 from tasks.deployment import OpenDeployment

@@ -11,19 +11,10 @@ import time
 from contextlib import nullcontext
 from datetime import UTC, datetime
 
+from rules.entries import DeploymentState, Entry, Held, Intent, Moved, Undone, stamped
 from rules.errors import ApiUnavailableError, CutOffError, DeployError, FencedError, UndoFailedError
 from rules.fleet import FleetState
-from rules.journal import (
-    DeploymentState,
-    Entry,
-    Held,
-    Intent,
-    JournalView,
-    Moved,
-    Undone,
-    check_transition,
-    stamped,
-)
+from rules.journal import JournalView, check_transition
 from rules.undo import RestoreTraffic
 from tasks.fleet import observe_fleet
 from tasks.journal import JournalFile, Mirror

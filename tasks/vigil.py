@@ -14,10 +14,10 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
 from rules.baseline import Baseline
+from rules.entries import Noted
 from rules.errors import AlarmError, BalancerError, CommandError
 from rules.fleet import Instance, SystemdService
 from rules.hosts import HostAddress
-from rules.journal import Noted
 from rules.plan import Plan
 from rules.provider import ProviderError
 from tasks.alertmanager import alerts_since

@@ -11,9 +11,10 @@ from flows.control import control
 from flows.deploy import deploy
 from flows.recover import recover
 from lab.processes import Process, wait_until
+from rules.entries import Noted
 from rules.environment import Stage
 from rules.errors import InvalidRequestError
-from rules.journal import JournalView, Noted
+from rules.journal import JournalView
 from rules.strategy import Canary, InPlace, Watching
 from tests.flows.site import EASY, ENDLESS, PATIENCE_S, Site
 

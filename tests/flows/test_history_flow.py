@@ -10,8 +10,8 @@ from prefect.exceptions import ParameterTypeError
 
 from flows.history import history
 from lab.prefect_server import PrefectServer
+from rules.entries import Moved, Opened
 from rules.environment import Environment, Stage
-from rules.journal import Moved, Opened
 from rules.record import record_of
 from tasks.journal import JournalFile
 from tasks.prefect_api import PrefectApi

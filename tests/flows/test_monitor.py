@@ -15,8 +15,9 @@ from flows.monitor import TakenBackByMonitoringError, monitor
 from lab.prefect_server import Worker
 from lab.processes import wait_until
 from lab.releases import GOOD, Behaviour
+from rules.entries import Monitored, line
 from rules.environment import Monitoring
-from rules.journal import JournalView, Monitored, line
+from rules.journal import JournalView
 from rules.monitoring import monitor_times
 from rules.strategy import BlueGreen, Watching
 from tasks.journal import journals

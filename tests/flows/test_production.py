@@ -17,11 +17,12 @@ from lab.register import save_blocks
 from lab.releases import Behaviour
 from lab.surroundings import ERROR_RATIO, LabSurroundings
 from rules.change import ApplicationRelease
+from rules.entries import Noted
 from rules.environment import Monitoring, Stage
 from rules.final_checklist import judge_final
 from rules.finding import Result
 from rules.items import GUIDE
-from rules.journal import JournalView, Noted
+from rules.journal import JournalView
 from rules.strategy import Canary, CanaryLimits, InPlace, Strategy, Watching
 from tests.flows.caller import Caller
 from tests.flows.site import EASY, PATIENCE_S, Site

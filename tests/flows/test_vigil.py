@@ -12,8 +12,8 @@ import pytest
 from blocks.environment import Environment
 from lab.processes import wait_until
 from lab.prometheus import LabAlertmanager
+from rules.entries import Noted
 from rules.environment import Monitoring
-from rules.journal import Noted
 from tests.flows.site import ENDLESS, Site
 from tests.requirements import need
 

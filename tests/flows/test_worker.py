@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from lab.processes import wait_until
-from rules.journal import Moved
+from rules.entries import Moved
 from rules.strategy import Canary, InPlace, Watching
 from tests.flows.caller import Caller
 from tests.flows.site import EASY, ENDLESS, PATIENCE_S

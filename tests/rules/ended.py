@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
-from rules.fleet import Fleet, FleetState
-from rules.journal import (
+from rules.entries import (
     Decided,
     DeploymentState,
     Done,
     Entry,
     Intent,
-    JournalView,
     Locked,
     Moved,
     Opened,
     Planned,
     stamped,
-    view,
 )
+from rules.fleet import Fleet, FleetState
+from rules.journal import JournalView, view
 from rules.plan import Plan, Step
 from rules.rollout import plan_rollout
 from rules.strategy import Strategy

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rules.entries import Moved, Opened, Planned
 from rules.environment import Environment
 from rules.exposition import BUCKETS_S, MOST_TARGETS, OTHER, Exposition, Observations, exposition_of
-from rules.journal import TRANSITIONS, JournalView, Moved, Opened, Planned, view
+from rules.journal import TRANSITIONS, JournalView, view
 from rules.plan import Plan
 from rules.strategy import Canary
 from tests.rules.builders import CHANGE, fleet, state

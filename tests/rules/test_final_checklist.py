@@ -13,10 +13,7 @@ from hypothesis import strategies as st
 from rules.backup import BackupTaken
 from rules.baseline import Baseline, Reading, compare
 from rules.checklist import Attestation, Item, judge
-from rules.environment import Environment, Stage
-from rules.final_checklist import FINAL_ITEMS, final_findings, judge_final
-from rules.finding import Finding, Result
-from rules.journal import (
+from rules.entries import (
     Approved,
     BackedUp,
     Compared,
@@ -34,8 +31,11 @@ from rules.journal import (
     Planned,
     Undone,
     stamped,
-    view,
 )
+from rules.environment import Environment, Stage
+from rules.final_checklist import FINAL_ITEMS, final_findings, judge_final
+from rules.finding import Finding, Result
+from rules.journal import view
 from rules.plan import ObserveBatch, WatchSide
 from rules.rollout import plan_rollout
 from rules.strategy import BlueGreen, Canary, InPlace, Rolling, Strategy

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rules.checklist import Check, ChecklistReport, Result
+from rules.entries import Gated
 from rules.history import (
     completed_in_staging,
     export_page,
@@ -19,7 +20,6 @@ from rules.history import (
     to_metadata,
     united,
 )
-from rules.journal import Gated
 from rules.pieces import from_pieces, in_pieces
 from rules.record import DeploymentRecord, record_of
 from rules.strategy import Canary

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from rules.entries import Monitored, Moved
 from rules.impact import Impact, Scope
 from rules.incident import (
     IllegalEventError,
@@ -18,7 +19,7 @@ from rules.incident import (
     parse_events,
     status_page,
 )
-from rules.journal import Monitored, Moved, view
+from rules.journal import view
 from rules.severity import RESPONSES, Severity, act_by, severity, severity_once_taken_back
 from rules.strategy import BlueGreen, Canary, InPlace, Rolling
 from tests.rules.builders import NEW, bare_fleet, fleet, state

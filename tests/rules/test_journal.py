@@ -8,31 +8,41 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rules.journal import (
+from rules.backup import BackupTaken
+from rules.baseline import Baseline, Reading, compare
+from rules.checklist import judge
+from rules.entries import (
     ENTRY,
-    TERMINAL,
-    TRANSITIONS,
+    Approved,
+    BackedUp,
+    Compared,
     Decided,
     Done,
+    Gated,
     Held,
-    IllegalTransitionError,
     Intent,
     Locked,
+    Measured,
+    Monitored,
+    MonitoringScheduled,
     Moved,
+    Noted,
     Opened,
     Planned,
     Undone,
-    check_transition,
     line,
     parse,
     stamped,
-    view,
 )
+from rules.environment import Stage
+from rules.finding import Finding
+from rules.items import GUIDE
+from rules.journal import TERMINAL, TRANSITIONS, IllegalTransitionError, check_transition, view
 from rules.record import decision_page, in_words, progress_page, record_of, record_page
 from rules.rollout import plan_rollout
 from rules.strategy import Canary
-from rules.traffic import Traffic
-from rules.undo import RemoveRelease, RestoreRelease, RestoreServer, RestoreTraffic
+from rules.traffic import Counts, Traffic
+from rules.undo import RemoveRehearsal, RemoveRelease, RestoreRelease, RestoreServer, RestoreTraffic
 from rules.verdict import Outcome
 from tests.rules.builders import CHANGE, fleet, state
 
@@ -51,7 +61,14 @@ UNDO_STEPS = [
     RestoreServer(instance="blue-1", admin="ready"),
     RestoreRelease(instance="blue-1", release="1.0", running=None),
     RemoveRelease(instance="blue-1", release="2.0"),
+    RemoveRehearsal(),
 ]
+MEASURED = Baseline(
+    window_s=5, at=BEGAN, readings=(Reading(name="error_ratio", value=0.01, source="balancer"),)
+)
+BACKUP = BackupTaken(
+    source="sovereign-zfs-snapshots/web", kind="zfs_snapshot", identity="tank/web@sovereign-x", taken_at=BEGAN
+)
 ENTRIES = [
     OPENED,
     Locked(token="token"),
@@ -65,7 +82,15 @@ ENTRIES = [
         canary_requests=200,
         canary_error_ratio=0.01,
     ),
-    Undone(number=3),
+    Gated(report=judge(GUIDE, {"coverage": Finding.passed("91 %")}, stage=Stage.PRODUCTION)),
+    Approved(by="Ada", words="looks good"),
+    Measured(moment="before", baseline=MEASURED),
+    Compared(comparisons=compare(MEASURED, MEASURED)),
+    BackedUp(taken=BACKUP, verified=Finding.passed("read back")),
+    Noted(about="held", words="Prometheus is away"),
+    MonitoringScheduled(runs=96, until=BEGAN + timedelta(days=1), counters=Counts(20, 1)),
+    Monitored(number=0, since=BEGAN, action="fine", reasons=("all well",), requests=20, errors=1),
+    Undone(number=4),
     Held(number=0, reason="blue is dead"),
     Moved(state="rolling_back", reason="15 % errors", by="flow"),
 ]
@@ -86,7 +111,7 @@ def test_a_journal_cut_anywhere_reads_as_its_whole_lines(cut):
 
 
 def test_what_is_to_be_undone_comes_newest_first_without_what_was_undone():
-    assert [intent.number for intent in view(ENTRIES).to_undo] == [2, 1, 0]
+    assert [intent.number for intent in view(ENTRIES).to_undo] == [3, 2, 1, 0]
 
 
 def test_an_intent_without_its_done_is_undone_too():

@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
+from rules.entries import Moved, Opened
 from rules.environment import Environment
-from rules.journal import JournalView, Moved, Opened, view
+from rules.journal import JournalView, view
 from rules.message import Event, message_of, without_secrets
 from tests.rules.builders import fleet
 

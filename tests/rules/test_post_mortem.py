@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 import pytest
 
 from rules.baseline import Comparison, Tolerance
+from rules.entries import Compared, Monitored
 from rules.incident import IncidentEvent, IncidentState, incident_of, incident_state
-from rules.journal import Compared, JournalView, Monitored
+from rules.journal import JournalView
 from rules.post_mortem import durations, post_mortem
 from rules.strategy import Canary
 from tests.rules.ended import BEGAN, DEPLOYMENT, ended, failed_watch, moved, planned, walked

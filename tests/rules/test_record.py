@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from rules.journal import Decided, Done, Intent, Moved, Opened, Planned, stamped, view
+from rules.entries import Decided, Done, Intent, Moved, Opened, Planned, stamped
+from rules.journal import view
 from rules.plan import Plan
 from rules.record import decision_page, plan_page, progress_page, record_of, record_page
 from rules.rollout import plan_rollout

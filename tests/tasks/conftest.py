@@ -10,9 +10,9 @@ import pytest
 from lab.application import LabApplication
 from lab.prefect_server import PrefectServer
 from lab.sshd import LabSshd
+from rules.entries import Opened
 from rules.fleet import Instance
 from rules.hosts import HostAddress
-from rules.journal import Opened
 from tasks.prefect_api import PrefectApi
 from tasks.settings import Settings
 from tests.requirements import need

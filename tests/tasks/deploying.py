@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 
+from rules.entries import Opened
 from rules.fleet import Fleet
-from rules.journal import Opened
 from rules.plan import Step, SwitchRelease
 from rules.undo import RestoreRelease
 from tasks.lease import Owner

@@ -13,8 +13,8 @@ from blocks.notifications import Notifications
 from lab.ports import LOCALHOST, free_port, give_back
 from lab.prefect_server import PrefectServer
 from lab.webhook import LabWebhook
+from rules.entries import Intent, Moved
 from rules.environment import Environment
-from rules.journal import Intent, Moved
 from rules.message import Event
 from tasks.aftermath import after_end, services_of, tell
 from tasks.journal import JournalFile

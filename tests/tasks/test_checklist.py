@@ -16,10 +16,10 @@ from lab.prometheus import ALERT_RULES, LabPrometheus
 from lab.webhook import LabWebhook
 from rules.change import ApplicationRelease, ReleaseArchive
 from rules.checklist import Attestation, ChecklistReport, Waiver
+from rules.entries import Moved, Planned
 from rules.environment import Environment, GateLimits, Stage
 from rules.errors import InvalidRequestError
 from rules.finding import Finding, Result
-from rules.journal import Moved, Planned
 from rules.plan import Plan
 from rules.request import Papers
 from rules.rollout import plan_rollout

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from lab.identity import started_ticks
+from rules.entries import Intent, Locked, Opened
 from rules.errors import CutOffError, FencedError
-from rules.journal import Intent, Locked, Opened
 from tasks.claim import StillRunningError, claim, refuse_living, step_lock
 from tasks.journal import JournalFile
 from tasks.lease import acquire, current_holding

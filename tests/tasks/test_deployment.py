@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from lab.processes import wait_until
+from rules.entries import Intent, Moved, Opened, parse
 from rules.errors import CutOffError, FencedError, LockHeldError, RevokedError
-from rules.journal import Intent, Moved, Opened, parse
 from rules.rollout import plan_rollout
 from rules.strategy import BlueGreen
 from tasks.deployment import OpenDeployment, open_deployment, supersede_promoted

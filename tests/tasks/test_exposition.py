@@ -13,7 +13,7 @@ import pytest
 
 from lab.ports import free_port, give_back
 from lab.processes import start, wait_until
-from rules.journal import Moved
+from rules.entries import Moved
 from tasks.exposition import expose, write_exposition
 from tasks.journal import JournalFile
 from tasks.settings import Settings

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from rules.entries import Moved, Opened
 from rules.errors import ApiUnavailableError
 from rules.history import from_metadata, to_metadata
-from rules.journal import JournalView, Moved, Opened
+from rules.journal import JournalView
 from rules.record import record_of
 from tasks.history import export_record, records, records_at_hand
 from tasks.journal import JournalFile

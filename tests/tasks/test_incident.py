@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from rules.entries import Opened
 from rules.incident import IncidentState
-from rules.journal import JournalView, Opened
+from rules.journal import JournalView
 from tasks.incident import IncidentError, IncidentFile, open_incident, update_incident
 from tasks.journal import JournalFile, Mirror
 from tasks.prefect_api import PrefectApi

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from lab.prefect_server import PrefectServer
+from rules.entries import Decided, Done, Intent, Locked, Opened, Planned, line, parse
 from rules.errors import ApiUnavailableError
-from rules.journal import Decided, Done, Intent, Locked, Opened, Planned, line, parse
 from rules.rollout import plan_rollout
 from rules.strategy import Canary
 from rules.verdict import Outcome

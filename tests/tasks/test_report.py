@@ -13,11 +13,12 @@ import pytest
 from lab.prefect_server import PrefectServer
 from rules.baseline import Baseline, Reading, compare
 from rules.checklist import judge
+from rules.entries import Decided, Intent, Moved, Opened
 from rules.environment import Stage
 from rules.finding import Finding
 from rules.history import from_metadata
 from rules.items import RELEASE
-from rules.journal import Decided, Intent, Moved, Opened, view
+from rules.journal import view
 from rules.record import record_of
 from rules.rollout import plan_rollout
 from rules.strategy import Canary

@@ -15,9 +15,9 @@ import pytest
 from lab.application import LabApplication
 from lab.prefect_server import PrefectServer
 from lab.processes import wait_until
+from rules.entries import Intent, Opened, Planned, Undone, line
 from rules.errors import CutOffError, FencedError
 from rules.fleet import Fleet
-from rules.journal import Intent, Opened, Planned, Undone, line
 from rules.plan import Plan
 from rules.rollout import plan_rollout
 from rules.strategy import BlueGreen

@@ -16,9 +16,9 @@ from lab.application import LabApplication
 from lab.load import Load
 from lab.prefect_server import PrefectServer
 from lab.releases import Behaviour
+from rules.entries import Moved
 from rules.errors import FencedError, StepFailedError
 from rules.fleet import Fleet
-from rules.journal import Moved
 from rules.plan import ObserveBatch, WatchSide
 from rules.strategy import CanaryLimits, Watching
 from rules.traffic import Counts, Traffic
