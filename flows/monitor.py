@@ -10,9 +10,10 @@ from prefect import flow, get_run_logger
 from rules.entries import Monitored, Moved, Noted
 from rules.errors import DeployError
 from rules.journal import JournalView
+from rules.message import Event
 from rules.monitoring import MonitoringVerdict, MonitorTime, monitor_times
 from rules.record import record_of
-from tasks.aftermath import after_end, services_of
+from tasks.aftermath import after_end, services_of, tell
 from tasks.journal import JournalFile
 from tasks.known import journal_here
 from tasks.monitor import Watched, watch_window
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class TakenBackByMonitoringError(DeployError):
-    """What was promoted turned bad and was taken back; the message says why and which state things are in."""
+    """What was promoted turned bad; the message says why, and whether it could be taken back."""
 
 
 @flow(name="monitor")
@@ -45,7 +46,7 @@ def monitor(deployment: str, number: int) -> str:
         What was seen, in words.
 
     Raises:
-        TakenBackByMonitoringError: it was taken back; says why, and which state things were left in.
+        TakenBackByMonitoringError: it was taken back, or that was called for and refused; says which.
     """
     settings = Settings()
     with PrefectApi(settings) as api:
@@ -120,16 +121,29 @@ def _take_back(
     settings: Settings,
 ) -> None:
     """Take it back as a person would, and say so by failing this run."""
-    after = recover(
-        journal.deployment,
-        cause=f"Monitoring: {'; '.join(verdict.reasons)}.",
-        by="monitor",
-        settings=settings.immediate(),
-        asker="person",
-    )
+    reason = f"Monitoring: {'; '.join(verdict.reasons)}."
+    try:
+        after = recover(
+            journal.deployment, cause=reason, by="monitor", settings=settings.immediate(), asker="person"
+        )
+    except (DeployError, TimeoutError) as error:
+        _call_people(
+            journal, services, f"{reason} It was not taken back: {error}", api=api, settings=settings
+        )
+        raise TakenBackByMonitoringError(f"{journal.deployment} was not taken back: {error}") from error
     after_end(after, api=api, settings=settings, services=services)
     record = record_of(after)
     raise TakenBackByMonitoringError(f"{record.deployment} is {record.state}: {record.reason}")
+
+
+def _call_people(
+    journal: JournalFile, services: Services, words: str, *, api: PrefectApi, settings: Settings
+) -> None:
+    """Tell people that a rollback is called for and cannot be done: the next window tries again."""
+    note = Noted(about="rollback_refused", words=words, by="monitor")
+    view = append_mirrored(journal, [note], api=api, settings=settings)
+    next_step = "See what stands in the way; then run roll-back, or deploy the release that is wanted."
+    tell(view, services, Event.ROLLBACK_PROPOSED, reason=words, next_step=next_step)
 
 
 def _propose(

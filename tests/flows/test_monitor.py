@@ -15,11 +15,12 @@ from flows.monitor import TakenBackByMonitoringError, monitor
 from lab.prefect_server import Worker
 from lab.processes import wait_until
 from lab.releases import GOOD, Behaviour
-from rules.entries import Monitored, line
+from rules.entries import Monitored, Noted, line
 from rules.environment import Monitoring
 from rules.journal import JournalView
 from rules.monitoring import monitor_times
 from rules.strategy import BlueGreen, Watching
+from tasks import haproxy
 from tasks.journal import journals
 from tasks.monitor import Known
 from tasks.monitoring import cancel_monitoring, schedule_monitoring
@@ -148,6 +149,25 @@ def test_instances_that_die_are_noticed_without_any_request(watched: Site) -> No
         monitor(view.opened.deployment, 0)
     assert watched.view().state in ("rolled_back", "rollback_failed")
     watched.serve_again("green-1")
+
+
+def test_a_rollback_that_would_lead_over_somebodys_changes_is_refused_and_people_are_called(
+    watched: Site,
+) -> None:
+    save(SHORT.model_copy(update={"for_s": 60}))
+    view = promoted(watched, Behaviour(error_ratio=0.4, errors_after_s=8))
+    address = watched.application.haproxy.address
+    haproxy.set_admin(address, "blue", "blue-2", "maint")  # somebody's, and none of ours
+    try:
+        with pytest.raises(TakenBackByMonitoringError, match="the system has changed since it was"):
+            monitor_all(view.opened.deployment, windows=20)
+    finally:
+        haproxy.set_admin(address, "blue", "blue-2", "ready")
+    after = watched.view()
+    assert after.state == "promoted"
+    (note,) = [entry for entry in after.entries if isinstance(entry, Noted)]
+    assert note.about == "rollback_refused"
+    assert "blue-2: balancer state is maint, not ready" in note.words
 
 
 def test_what_is_not_urgent_is_proposed_to_a_person_once(watched: Site) -> None:
