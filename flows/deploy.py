@@ -27,13 +27,14 @@ from rules.plan import Plan
 from rules.record import DeploymentRecord, checklist_page, plan_page, record_of
 from rules.request import Papers
 from rules.strategy import BlueGreen, Canary, InPlace, Rolling
-from tasks.aftermath import tell
+from tasks.aftermath import keep_books, tell
 from tasks.backup_round import back_up
 from tasks.baseline import measure_baseline
 from tasks.checklist import refuse_unknown_rows, run_checklist
 from tasks.deployment import OpenDeployment, supersede_promoted
 from tasks.monitoring import schedule_monitoring
 from tasks.pause import proceed
+from tasks.prefect_api import PrefectApi
 from tasks.report import publish_checklist, publish_comparison
 from tasks.services import Services, load_services
 from tasks.settings import Settings
@@ -99,6 +100,7 @@ def deploy(  # noqa: PLR0917 - the fields of the run form
         before = _measure(deployment, services)
         backups(deployment, services)
         tell(deployment.journal.read(), services, Event.STARTED)
+        keep_books(settings)
         with keeping_vigil(deployment, plan, services, before=before):
             _roll_out(deployment, plan)
             _compare(deployment, services, before)
@@ -109,9 +111,11 @@ def deploy(  # noqa: PLR0917 - the fields of the run form
 
 
 def _show(plan: Plan, fleet: Fleet, environment: Environment, *, services: Services, papers: Papers) -> Plan:
-    report = run_checklist(
-        plan, fleet, environment, services, papers=papers, api=None, settings=Settings(), tell=False
-    )
+    settings = Settings()
+    with PrefectApi(settings) as api:
+        report = run_checklist(
+            plan, fleet, environment, services, papers=papers, api=api, settings=settings, tell=False
+        )
     page = f"{plan_page(plan)}\n\n{checklist_page(report)}"
     create_markdown_artifact(
         page, key=f"dry-run-{slug(plan.change.target)}", description="What would be done"

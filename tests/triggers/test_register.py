@@ -35,7 +35,21 @@ def test_registering_twice_is_registering_once(http, recover):
     assert len(watches(http)) == 1
     types = http.post("block_types/filter", json={}).raise_for_status().json()
     ours = [kind["slug"] for kind in types if kind["slug"].startswith("sovereign-")]
-    assert sorted(ours) == ["sovereign-application", "sovereign-haproxy", "sovereign-host"]
+    assert sorted(ours) == [
+        "sovereign-alertmanager",
+        "sovereign-application",
+        "sovereign-btrfs-snapshots",
+        "sovereign-environment",
+        "sovereign-forgejo",
+        "sovereign-grafana",
+        "sovereign-haproxy",
+        "sovereign-host",
+        "sovereign-notifications",
+        "sovereign-postgres-base-backup",
+        "sovereign-prometheus",
+        "sovereign-restic-repository",
+        "sovereign-zfs-snapshots",
+    ]
 
 
 def test_silent_runs_are_called_crashed_and_recovered_by_one_automation(http, recover):
