@@ -9,14 +9,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypedDict
+from typing import TypedDict
 
 import httpx
 
 from lab import processes
 from lab.haproxy import LabHaproxy
 from lab.identity import started_ticks
+from lab.part import Part
 from lab.ports import LOCALHOST, free_port, give_back
 from lab.releases import GOOD, Behaviour, build_release, install_release
 from rules.change import ApplicationRelease
@@ -49,7 +49,7 @@ class Observed(TypedDict):
     servers: dict[str, AdminState]
 
 
-class LabApplication:
+class LabApplication(Part):
     """An application in `directory`, with its first release installed and running on every instance.
 
     Args:
@@ -86,15 +86,6 @@ class LabApplication:
             candidate=SIDES[1],
             env=processes.clean_environment(self.directory, {}),
         )
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     @property
     def url(self) -> str:

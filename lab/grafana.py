@@ -13,10 +13,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from lab.part import Part
 from lab.ports import LOCALHOST, free_port, give_back
 
 Answer = tuple[int, Any]
@@ -24,7 +24,7 @@ Answer = tuple[int, Any]
 _UID = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 
-class LabGrafana:
+class LabGrafana(Part):
     """Grafana's API on 127.0.0.1, in this process.
 
     Args:
@@ -43,15 +43,6 @@ class LabGrafana:
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._server: ThreadingHTTPServer | None = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     @property
     def url(self) -> str:

@@ -18,12 +18,12 @@ import signal
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TextIO, TypedDict
+from typing import TextIO, TypedDict
 
 import aiohttp
 
 from lab import processes
+from lab.part import Part
 
 _TIMEOUT_S = 10.0
 _MAX_OPEN = 200
@@ -58,7 +58,7 @@ class Summary:
     max_latency_s: float
 
 
-class Load:
+class Load(Part):
     """A stream of users to `url`, while the `with` block lasts and `max_duration_s` at most.
 
     Args:
@@ -82,15 +82,6 @@ class Load:
         self.known_users, self.max_duration_s = known_users, max_duration_s
         self.output = directory / "load.jsonl"
         self.process: processes.Process | None = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Start the users, and wait until the first has an answer or none.

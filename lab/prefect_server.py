@@ -17,6 +17,7 @@ import httpx
 
 from lab import processes
 from lab.calls import client
+from lab.part import Part
 from lab.ports import LOCALHOST, free_port, give_back
 from lab.postgres import Postgres, programs
 
@@ -116,7 +117,7 @@ class PrefectServer:
             return False
 
 
-class Worker:
+class Worker(Part):
     """A Prefect worker that runs flows as processes of this machine.
 
     Args:
@@ -129,15 +130,6 @@ class Worker:
         self.directory, self.environment, self.pool = directory, dict(environment), pool
         self.log = directory / "prefect-worker.log"
         self.process: processes.Process | None = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Start the worker and wait until the server knows it.

@@ -9,8 +9,6 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import httpx
 
@@ -18,6 +16,7 @@ from lab import processes
 from lab.application import LabApplication
 from lab.calls import client
 from lab.identity import started_ticks
+from lab.part import Part
 from lab.ports import give_back
 from lab.postgres import Postgres
 from lab.prefect_server import DATABASE, DRIVER, PrefectServer, Worker, migrated_cluster
@@ -44,7 +43,7 @@ class State:
     scratch: tuple[str, ...] = ()
 
 
-class Production:
+class Production(Part):
     """A production of real parts in `directory`; it leaves nothing running, and no temporary directory.
 
     Args:
@@ -77,15 +76,6 @@ class Production:
         )
         self.worker = Worker(self.directory / "worker", self.environment(), WORK_POOL) if worker else None
         self.applications = {name: LabApplication(self.directory / name, name=name) for name in applications}
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def environment(self) -> dict[str, str]:
         """Return the variables that make a program a client of this production."""

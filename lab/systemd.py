@@ -13,10 +13,9 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from lab.identity import MARK
+from lab.part import Part
 from lab.ports import give_back, is_listening
 from lab.processes import LabError, Process, start, wait_until
 from lab.sshd import LabSshd
@@ -35,7 +34,7 @@ _BOOTED = ("running", "degraded")
 _BOOT = 'mount --bind / "$1" && shift && mount -t tmpfs tmpfs /run && exec systemd-nspawn "$@"'
 
 
-class LabSystemd:
+class LabSystemd(Part):
     """A booted systemd in `directory`, which the container sees too; the network is this machine's."""
 
     def __init__(self, directory: Path, *, name: str = "lab-systemd") -> None:
@@ -43,15 +42,6 @@ class LabSystemd:
         self._process: Process | None = None
         self._sshd: LabSshd | None = None
         self._running = ExitStack()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     @property
     def host(self) -> HostAddress:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from lab.part import Part
 from lab.ports import LOCALHOST, free_port, give_back
 
 
-class LabWebhook:
+class LabWebhook(Part):
     """Takes POSTed JSON on 127.0.0.1 in this process.
 
     Args:
@@ -26,15 +26,6 @@ class LabWebhook:
         self.requests = 0
         self._over = threading.Event()
         self._server: ThreadingHTTPServer | None = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def apprise_url(self, path: str = "hook") -> str:
         """Return the URL by which Apprise sends JSON to it."""
