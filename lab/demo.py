@@ -31,8 +31,10 @@ from rules.strategy import BlueGreen, Canary, CanaryLimits, Rolling, Strategy, W
 
 _DIRECTORY = Path(".lab/demo").absolute()
 _REQUESTS_PER_S = 200.0
-_RUN_TIMEOUT_S = 120.0
+_RUN_TIMEOUT_S = 180.0
 _WATCH = Watching(limits=CanaryLimits(min_observation_s=3.0))
+#: Each scene is followed by the next one before a second run of its monitoring would begin.
+_CALM = Environment(name="calm", monitoring=Monitoring(every_s=21_600))
 #: 24 hours of runs of 15 minutes, with a look each 30 s, told in a minute.
 _WATCHED = Environment(
     name="watched", monitoring=Monitoring(every_s=10, for_s=60, probe_every_s=0.5, min_requests=50)
@@ -49,7 +51,7 @@ class Scene:
     ends: str
     behaviour: Behaviour
     taken_back_by_hand: bool = False
-    environment: str = "development"
+    environment: str = "calm"
 
 
 #: Each release stops abruptly, dropping its open requests: whoever restarts it carelessly loses some.
@@ -211,7 +213,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     shutil.rmtree(_DIRECTORY, ignore_errors=True)
-    production = Production(_DIRECTORY, environments=(_WATCHED,), cache=_DIRECTORY.parent / "cache")
+    production = Production(_DIRECTORY, environments=(_CALM, _WATCHED), cache=_DIRECTORY.parent / "cache")
     with console.status("starting PostgreSQL, Prefect's server and worker, the application, HAProxy"):
         production.start()
     try:

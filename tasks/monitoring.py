@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 
 from rules.entries import Entry, MonitoringScheduled, stamped
 from rules.errors import ApiUnavailableError, BalancerError
@@ -21,6 +23,8 @@ log = logging.getLogger(__name__)
 MONITOR = "monitor/monitor"
 _GONE = frozenset({404})
 _PAGE = 200
+#: Requests under way together: 96 one after the other keep a busy server's caller waiting for long.
+_AT_ONCE = 4
 _TAG = "sovereign-monitor"
 
 
@@ -39,8 +43,10 @@ def schedule_monitoring(journal: JournalFile, api: PrefectApi, settings: Setting
         if response.status_code in _GONE:
             log.warning("%s is not watched: Prefect has no deployment %s", journal.deployment, MONITOR)
             return False
-        for number, start, _ in windows:
-            _create_run(api, response.json()["id"], journal.deployment, number=number, at=start)
+        create = partial(_create_run, api, response.json()["id"], journal.deployment)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for made in [pool.submit(create, number=number, at=start) for number, start, _ in windows]:
+                made.result()
         until = windows[-1][2]
         entry = MonitoringScheduled(
             runs=len(windows), until=until, counters=live_counters(view, view.opened.fleet)
