@@ -29,6 +29,7 @@ from rules.entries import (
 )
 from rules.frozen import Frozen
 from rules.journal import JournalView
+from rules.markdown import cell
 from rules.plan import Plan
 
 _SHOWN_ROWS = 25
@@ -136,14 +137,10 @@ def _compared(entry: Compared) -> str:
     return f"worse: {'; '.join(worse)}" if worse else "nothing is worse"
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
 def progress_page(deployment: str, entries: Sequence[Entry]) -> str:
     """Return the newest entries of a journal as a Markdown page, newest first."""
     newest = list(entries[-_SHOWN_ROWS:])
-    rows = [f"| {entry.at:%H:%M:%S} | {_cell(in_words(entry))} |" for entry in reversed(newest)]
+    rows = [f"| {entry.at:%H:%M:%S} | {cell(in_words(entry))} |" for entry in reversed(newest)]
     hidden = len(entries) - len(newest)
     tail = [f"\n{hidden} earlier entries are not shown."] if hidden else []
     return "\n".join([f"# {deployment}", "", "| time (UTC) | what |", "|---|---|", *rows, *tail])
@@ -161,7 +158,7 @@ def plan_page(plan: Plan) -> str:
         "|---|---|---|",
     ]
     rows = [
-        f"| {s.number + 1} | {_cell(s.title)} | {_cell(s.undo.describe()) if s.undo else 'reads only'} |"
+        f"| {s.number + 1} | {cell(s.title)} | {cell(s.undo.describe()) if s.undo else 'reads only'} |"
         for s in plan.steps
     ]
     return "\n".join([*head, *(rows or ["| | nothing to do: the release is in place already | |"])])
@@ -173,7 +170,7 @@ def checklist_page(report: ChecklistReport) -> str:
     needed = [f"- {check.in_words}" for check in report.blocking]
     rows = [
         f"| {c.section} | {c.id} | {'**' if c.blocks else ''}{c.result.replace('_', ' ')}"
-        f"{'**' if c.blocks else ''}{f' by {_cell(c.by)}' if c.by else ''} | {_cell(c.evidence)} |"
+        f"{'**' if c.blocks else ''}{f' by {cell(c.by)}' if c.by else ''} | {cell(c.evidence)} |"
         for c in report.checks
     ]
     table = ["| section | row | result | evidence |", "|---|---|---|---|", *rows]
@@ -184,10 +181,10 @@ def checklist_page(report: ChecklistReport) -> str:
 def decision_page(journal: JournalView) -> str:
     """Return every verdict of a deployment as a Markdown page."""
     rows = [
-        f"| {e.at:%H:%M:%S} | {_cell(e.title)} | **{e.outcome}** "
+        f"| {e.at:%H:%M:%S} | {cell(e.title)} | **{e.outcome}** "
         f"| {_side(e.canary_requests, e.canary_error_ratio)} "
         f"| {_side(e.stable_requests, e.stable_error_ratio)} "
-        f"| {_cell('; '.join(e.reasons))} |"
+        f"| {cell('; '.join(e.reasons))} |"
         for e in journal.entries
         if isinstance(e, Decided)
     ]
@@ -215,5 +212,5 @@ def record_page(journal: JournalView) -> str:
     if record.left_to_undo and record.state == "rollback_failed":
         rows["not taken back"] = "; ".join(record.left_to_undo)
         rows["next"] = f"mend the cause, then run roll-back for {record.deployment}; the target stays locked"
-    body = [f"| {key} | {_cell(value)} |" for key, value in rows.items()]
+    body = [f"| {key} | {cell(value)} |" for key, value in rows.items()]
     return "\n".join([f"# {record.deployment}", "", "| | |", "|---|---|", *body])

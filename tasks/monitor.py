@@ -12,9 +12,9 @@ from rules.alerts import Alert
 from rules.baseline import Comparison
 from rules.environment import Monitoring
 from rules.errors import BalancerError, CommandError
-from rules.fleet import Instance, SystemdService
 from rules.frozen import Count, Frozen
 from rules.journal import JournalView
+from rules.journal_errors import units_by_host
 from rules.monitoring import Look, MonitoringVerdict, Watch, decide
 from rules.provider import ProviderError
 from rules.traffic import Counts
@@ -174,17 +174,11 @@ def _alerts(view: JournalView, services: Services) -> tuple[Alert, ...]:
 
 
 def _journal_errors(view: JournalView, since: datetime) -> int:
+    """Return how many errors the units concerned have logged since then, asking each host once."""
     found = 0
-    for instance in view.opened.fleet.instances:
-        found += _errors_of(instance, since)
+    for host, units in units_by_host(view.opened.fleet.instances).items():
+        try:
+            found += len(errors_since(host, units, since))
+        except CommandError as error:
+            log.warning("the log of %s cannot be read: %s", host.name, error)
     return found
-
-
-def _errors_of(instance: Instance, since: datetime) -> int:
-    if not isinstance(instance.service, SystemdService):
-        return 0
-    try:
-        return len(errors_since(instance.host, (instance.service.unit,), since))
-    except CommandError as error:
-        log.warning("the log of %s cannot be read: %s", instance.name, error)
-        return 0

@@ -16,8 +16,7 @@ from datetime import UTC, datetime
 from rules.baseline import Baseline
 from rules.entries import Noted
 from rules.errors import AlarmError, BalancerError, CommandError
-from rules.fleet import Instance, SystemdService
-from rules.hosts import HostAddress
+from rules.journal_errors import units_by_host
 from rules.plan import Plan
 from rules.provider import ProviderError
 from tasks.alertmanager import alerts_since
@@ -55,7 +54,7 @@ class Vigil:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Watch until this block ends."""
-        units = _units(self._deployment.fleet.instances)
+        units = units_by_host(self._deployment.fleet.instances)
         with ExitStack() as stack:
             self._followers = tuple(
                 stack.enter_context(JournalFollower(host, names, self._began))
@@ -149,12 +148,3 @@ def keeping_vigil(
             yield
     finally:
         deployment.heed, deployment.held_by = (lambda: None), (lambda: "")
-
-
-def _units(instances: tuple[Instance, ...]) -> dict[HostAddress, tuple[str, ...]]:
-    """Return for each host the systemd units of its instances."""
-    units: dict[HostAddress, tuple[str, ...]] = {}
-    for instance in instances:
-        if isinstance(instance.service, SystemdService):
-            units[instance.host] = (*units.get(instance.host, ()), instance.service.unit)
-    return units
