@@ -45,7 +45,7 @@ class Application(Block):
     _block_type_slug: ClassVar[str] = "sovereign-application"
     _description: ClassVar[str] = "Instances of an application, and the balancer before them."
 
-    members: list[Member] = Field(description="the instances")
+    members: list[Member] = Field(min_length=1, description="the instances")
     balancer: str = Field(default="", description="name of a HAProxy block; empty: no balancer")
     route: str = Field(default="", description="key of this application in the balancer's route map")
     smoke_tests: list[SmokeTest] = Field(

@@ -59,7 +59,8 @@ def delayed_roll_back(
         append_mirrored(
             journal, [Noted(about="delayed_rollback", words=words, by="person")], api=api, settings=settings
         )
-        after = roll_back_by_person(deployment, reason=reason, settings=settings)
+        # whoever approved it has seen what is lost
+        after = roll_back_by_person(deployment, reason=reason, settings=settings, accept_loss=approval)
         after_end(after, api=api, settings=settings, services=services)
     return taken_back(after)
 

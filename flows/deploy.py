@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from blocks.application import load_fleet
 from blocks.environment import load_environment
 from flows.application import update_application
 from flows.approval import approve
 from flows.guard import guarded, take_back_after
-from flows.rollout import OPEN, ended_with_nothing_to_do, keep_plan, opening, plan_now
+from flows.pgvector_index import update_index
+from flows.postgres_schema import update_schema
+from flows.rollout import OPEN, ended_with_nothing_to_do, keep_plan, opening
+from flows.update import TIMEOUT_S
 from rules.baseline import Baseline, compare
-from rules.change import ApplicationRelease
+from rules.change import ApplicationRelease, IndexChange, SchemaChange
 from rules.checklist import Attestation, Waiver
-from rules.entries import Compared, Gated, Measured
-from rules.environment import Environment
+from rules.entries import Compared, Gated, Measured, Opened
 from rules.errors import GateBlockedError, StepFailedError
 from rules.evidence.sources import Evidence
-from rules.fleet import Fleet
 from rules.frozen import slug
 from rules.judge_metrics import unanswered
 from rules.message import Event
@@ -34,13 +36,13 @@ from tasks.checklist import refuse_unknown_rows, run_checklist
 from tasks.deployment import OpenDeployment, supersede_promoted
 from tasks.monitoring import schedule_monitoring
 from tasks.pause import proceed
+from tasks.planning import plan_now
 from tasks.prefect_api import PrefectApi
 from tasks.report import publish_checklist, publish_comparison
 from tasks.services import Services, load_services
 from tasks.settings import Settings
 from tasks.vigil import keeping_vigil
 
-_TIMEOUT_S = 6 * 3600
 checklist = task(name="checklist", cache_policy=NO_CACHE, persist_result=False)(run_checklist)
 baseline = task(name="baseline", cache_policy=NO_CACHE, persist_result=False)(measure_baseline)
 backups = task(name="backups", cache_policy=NO_CACHE, persist_result=False)(back_up)
@@ -48,14 +50,14 @@ backups = task(name="backups", cache_policy=NO_CACHE, persist_result=False)(back
 
 @flow(
     name="deploy",
-    flow_run_name="{change.application} {change.release}",
-    timeout_seconds=_TIMEOUT_S,
+    flow_run_name="{change.subject} {change.release}",
+    timeout_seconds=TIMEOUT_S,
     on_failure=[take_back_after],
     on_crashed=[take_back_after],
     on_cancellation=[take_back_after],
 )
 def deploy(  # noqa: PLR0917 - the fields of the run form
-    change: ApplicationRelease,
+    change: ApplicationRelease | SchemaChange | IndexChange,
     strategy: InPlace | BlueGreen | Canary | Rolling,
     environment: str = "development",
     evidence: Evidence = Evidence(),  # noqa: B008 - frozen
@@ -83,14 +85,14 @@ def deploy(  # noqa: PLR0917 - the fields of the run form
         LockHeldError: another deployment has the target; nothing was changed.
         TakenBackError: it did not go through; says why, and which state things were left in.
     """
-    settings, fleet, where = Settings(), load_fleet(change.application), load_environment(environment)
+    settings, where = Settings(), load_environment(environment)
     services = load_services(where)
     papers = Papers(evidence=evidence, attestations=tuple(attestations), waivers=tuple(waivers))
+    opened = opening(change, strategy, settings, environment=where)
     if dry_run:
-        return _show(plan_now(change, strategy, fleet), fleet, where, services=services, papers=papers)
-    opened = opening(change, strategy, fleet, settings, environment=where)
+        return _show(plan_now(change, strategy, opened, settings), opened, services, papers=papers)
     with guarded(opened, settings, services) as deployment:
-        plan = plan_now(change, strategy, fleet)
+        plan = plan_now(change, strategy, opened, settings)
         refuse_unknown_rows(plan, papers)
         keep_plan(deployment, plan)
         if ended_with_nothing_to_do(deployment, plan):
@@ -110,11 +112,17 @@ def deploy(  # noqa: PLR0917 - the fields of the run form
     return record_of(deployment.journal.read())
 
 
-def _show(plan: Plan, fleet: Fleet, environment: Environment, *, services: Services, papers: Papers) -> Plan:
+def _show(plan: Plan, opened: Opened, services: Services, *, papers: Papers) -> Plan:
     settings = Settings()
     with PrefectApi(settings) as api:
         report = run_checklist(
-            plan, fleet, environment, services, papers=papers, api=api, settings=settings, tell=False
+            plan,
+            opened,
+            services,
+            papers=papers,
+            api=api,
+            settings=settings,
+            tell=False,
         )
     page = f"{plan_page(plan)}\n\n{checklist_page(report)}"
     create_markdown_artifact(
@@ -128,8 +136,7 @@ def _gate(deployment: OpenDeployment, plan: Plan, services: Services, *, papers:
     proceed(deployment)
     report = checklist(
         plan,
-        deployment.fleet,
-        deployment.opened.environment,
+        deployment.opened,
         services,
         papers=papers,
         api=deployment.api,
@@ -149,6 +156,7 @@ def _measure(deployment: OpenDeployment, services: Services) -> Baseline:
     environment = deployment.opened.environment
     before = baseline(
         deployment.fleet,
+        database=deployment.opened.database,
         window_s=environment.baseline_s or deployment.settings.baseline_s,
         prometheus=services.prometheus,
         metrics=environment.metrics,
@@ -166,7 +174,15 @@ def _measure(deployment: OpenDeployment, services: Services) -> Baseline:
 def _roll_out(deployment: OpenDeployment, plan: Plan) -> None:
     token = OPEN.set(deployment)
     try:
-        update_application(plan.change, plan.strategy)
+        match plan.change:
+            case ApplicationRelease():
+                update_application(plan.change, plan.strategy)
+            case SchemaChange():
+                update_schema(plan.change)
+            case IndexChange():
+                update_index(plan.change)
+            case unknown:
+                assert_never(unknown)
     finally:
         OPEN.reset(token)
 
@@ -176,7 +192,11 @@ def _compare(deployment: OpenDeployment, services: Services, before: Baseline) -
     proceed(deployment)
     metrics = deployment.opened.environment.metrics
     after = baseline(
-        deployment.fleet, window_s=before.window_s, prometheus=services.prometheus, metrics=metrics
+        deployment.fleet,
+        database=deployment.opened.database,
+        window_s=before.window_s,
+        prometheus=services.prometheus,
+        metrics=metrics,
     )
     comparisons = compare(before, after, metrics)
     deployment.record(Measured(moment="after", baseline=after))

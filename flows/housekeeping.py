@@ -8,6 +8,7 @@ from blocks.environment import Environment, load_environment
 from rules.errors import DeployError
 from tasks.aftermath import keep_books
 from tasks.backup_round import prune
+from tasks.finish import finish_due
 from tasks.services import load_services
 from tasks.settings import Settings
 
@@ -31,6 +32,7 @@ def housekeeping() -> dict[str, list[str]]:
             continue
         gone[name] = list(pruned)
         logger.info("%s: %d old backups are gone", name, len(pruned))
+    finish_due(settings, again=True)
     keep_books(settings)
     return gone
 

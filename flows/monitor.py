@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from prefect import flow, get_run_logger
 
+from rules.cluster_loss import LossNotAcceptedError
 from rules.entries import Monitored, Moved, Noted
 from rules.errors import DeployError
 from rules.journal import JournalView
@@ -14,6 +15,7 @@ from rules.message import Event
 from rules.monitoring import MonitoringVerdict, MonitorTime, monitor_times
 from rules.record import record_of
 from tasks.aftermath import after_end, services_of, tell
+from tasks.finish import finish_due
 from tasks.journal import JournalFile
 from tasks.known import journal_here
 from tasks.monitor import Watched, watch_window
@@ -126,6 +128,13 @@ def _take_back(
         after = recover(
             journal.deployment, cause=reason, by="monitor", settings=settings.immediate(), asker="person"
         )
+    except LossNotAcceptedError:
+        # more would be lost than may be without asking: a person decides, with the loss before their eyes
+        _propose(journal, verdict, api=api, settings=settings, ask=True)
+        raise TakenBackByMonitoringError(
+            f"{journal.deployment} was not taken back: that would lose more than it may without asking. A "
+            "rollback is proposed, with the loss, for a person to approve."
+        ) from None
     except (DeployError, TimeoutError) as error:
         _call_people(
             journal, services, f"{reason} It was not taken back: {error}", api=api, settings=settings
@@ -147,14 +156,19 @@ def _call_people(
 
 
 def _propose(
-    journal: JournalFile, verdict: MonitoringVerdict, *, api: PrefectApi, settings: Settings
+    journal: JournalFile,
+    verdict: MonitoringVerdict,
+    *,
+    api: PrefectApi,
+    settings: Settings,
+    ask: bool = False,
 ) -> None:
     """Have a delayed rollback wait for a person's word, or begin where the policy says so; once."""
     view = journal.read()
     policy, reason = view.opened.environment.monitoring, "; ".join(verdict.reasons)
     needs_approval = (policy.immediate if verdict.action == "immediate" else policy.delayed) == "proposal"
     is_new = propose_rollback(
-        api, journal.deployment, reason=f"Monitoring: {reason}", approval=needs_approval
+        api, journal.deployment, reason=f"Monitoring: {reason}", approval=needs_approval or ask
     )
     if is_new:
         note = Noted(about="rollback_proposed", words=reason, by="monitor")
@@ -167,3 +181,4 @@ def _complete(journal: JournalFile, services: Services, *, api: PrefectApi, sett
     entry = Moved(at=datetime.now(UTC), state="completed", reason=reason, by="monitor")
     view = append_mirrored(journal, [entry], api=api, settings=settings)
     after_end(view, api=api, settings=settings, services=services)
+    finish_due(settings)

@@ -35,7 +35,11 @@ def recover() -> list[Recovered]:
 
 
 @flow(name="roll-back", flow_run_name="{deployment}")
-def roll_back(deployment: str, reason: str) -> DeploymentRecord:
+def roll_back(
+    deployment: str,
+    reason: str,
+    accept_loss: bool = False,  # noqa: FBT001, FBT002 - a field of the run form
+) -> DeploymentRecord:
     """Take a deployment back at once by a person's word, within 5 minutes.
 
     It was promoted in the last 24 hours, left open, or could not be taken back before.
@@ -43,12 +47,15 @@ def roll_back(deployment: str, reason: str) -> DeploymentRecord:
     Args:
         deployment: its id, as in the name of its artifacts.
         reason: why, for the record.
+        accept_loss: take it back also when a way back through a snapshot loses more than its plan allows.
 
     Raises:
         DeployError: it cannot be taken back, or the way back failed; says which state things were left in.
     """
     settings = Settings()
-    view = roll_back_by_person(deployment, reason=reason, settings=settings.immediate())
+    view = roll_back_by_person(
+        deployment, reason=reason, settings=settings.immediate(), accept_loss=accept_loss
+    )
     with PrefectApi(settings) as api:
         after_end(view, api=api, settings=settings)
     return taken_back(view)

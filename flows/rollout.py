@@ -6,17 +6,16 @@ from contextvars import ContextVar
 
 from prefect import get_run_logger, runtime
 
+from blocks.systems import load_systems
 from rules.change import Change
 from rules.entries import Opened
 from rules.environment import Environment
 from rules.errors import StepFailedError
-from rules.fleet import Fleet
 from rules.frozen import slug
 from rules.plan import Plan, applied
-from rules.rollout import plan_rollout
 from rules.strategy import Strategy
 from tasks.deployment import OpenDeployment
-from tasks.fleet import observe_fleet
+from tasks.observed import differences_from_promised
 from tasks.pause import proceed
 from tasks.report import publish_plan, publish_progress
 from tasks.settings import Settings
@@ -27,35 +26,28 @@ OPEN: ContextVar[OpenDeployment | None] = ContextVar("open_deployment", default=
 
 
 def opening(
-    change: Change,
-    strategy: Strategy,
-    fleet: Fleet,
-    settings: Settings,
-    *,
-    environment: Environment | None = None,
+    change: Change, strategy: Strategy, settings: Settings, *, environment: Environment | None = None
 ) -> Opened:
-    """Return the opening entry for this flow run's deployment."""
-    run_id = str(runtime.flow_run.id)
+    """Return the opening entry for this flow run's deployment, with all that it is about.
+
+    Raises:
+        ValueError: the change names a block that does not exist.
+    """
+    run_id, systems = str(runtime.flow_run.id), load_systems(change)
     attempt = runtime.flow_run.run_count
     again = f"-{attempt}" if attempt > 1 else ""  # a run that a person retries is a fresh attempt
     return Opened(
-        deployment=f"{slug(change.application)}-{slug(change.release)}-{run_id[:8]}{again}",
+        deployment=f"{slug(change.subject)}-{slug(change.release)[:32].rstrip('-')}-{run_id[:8]}{again}",
         target=change.target,
+        component=change.component,
         flow_run_id=run_id,
         host=settings.host,
-        fleet=fleet,
+        fleet=systems.fleet,
+        database=systems.database,
+        users=systems.users,
         environment=environment or Environment(),
-        summary=f"{change.component} {change.application}, release {change.release}, {strategy.strategy}",
+        summary=f"{change.component} {change.subject}, release {change.release}, {strategy.strategy}",
     )
-
-
-def plan_now(change: Change, strategy: Strategy, fleet: Fleet) -> Plan:
-    """Return the plan for the system as it is now.
-
-    Raises:
-        InvalidRequestError: the request makes no sense for this system.
-    """
-    return plan_rollout(change, strategy, fleet, observe_fleet(fleet))
 
 
 def keep_plan(deployment: OpenDeployment, plan: Plan) -> None:
@@ -94,7 +86,6 @@ def verify(deployment: OpenDeployment, plan: Plan) -> None:
     Raises:
         StepFailedError: it is not; says where.
     """
-    now, wanted = observe_fleet(deployment.fleet), plan.after
-    left = now.differences(wanted.with_health_of(now, except_for=plan.touched))
+    left = differences_from_promised(deployment.opened, plan, touched=plan.touched)
     if left:
         raise StepFailedError(f"After the rollout the system is not as planned: {'; '.join(left)}")

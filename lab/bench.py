@@ -3,6 +3,8 @@
 1. A journaled step (fence, intent, fsync, mirror, done) against the bare call that it protects.
 2. A whole deployment that finds nothing to do: lock, plan, checklist, record.
 3. A rolling update of 10, 100 and 1,000 instances whose effects do nothing: the cost for each instance.
+4. A database with users: the locks of a migration, an index built beside the old one against one that was
+   dropped first, and recall by `ef_search`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lab.application import FIRST_RELEASE, LabApplication
+from lab.bench_database import database_figures
 from lab.postgres import Postgres
 from lab.prefect_server import DATABASE, DRIVER, PrefectServer, migrated_cluster
 from rules.change import ApplicationRelease, ReleaseArchive
@@ -35,6 +38,7 @@ from rules.undo import RestoreRelease
 _STEPS = 200
 _CALL_S = 0.01
 _SIZES = (10, 100, 1000)
+_CACHE = Path(".lab/cache").absolute()
 
 
 @contextmanager
@@ -42,7 +46,7 @@ def _server(directory: Path) -> Iterator[None]:
     """Run as a client of a Prefect server of its own."""
     with ExitStack() as parts:
         postgres = Postgres(directory / "postgres")
-        postgres.start(template=migrated_cluster(Path(".lab/cache").absolute()))
+        postgres.start(template=migrated_cluster(_CACHE))
         parts.callback(postgres.stop)
         url = postgres.url(DATABASE, driver=DRIVER)
         server = parts.enter_context(PrefectServer(directory / "prefect", url, migrated=True))
@@ -165,6 +169,8 @@ def main() -> int:
             first = first or walked
             figure = f"{walked * 1000:.1f} ms an instance, planned in {planned * 1e6:.0f} µs an instance"
             table.add_row(f"rolling, {size:,} instances", figure, f"{walked / first:.2f}")
+        for one in database_figures(_CACHE):
+            table.add_row(one.what, one.figure, one.ratio)
     console.print(table)
     return 0
 

@@ -6,7 +6,8 @@
 For each entry of the journal of a deployment that goes well, the flow's process is killed with SIGKILL at
 each of these moments: before the entry is written, with half of it written, once it is on disk, once it is
 mirrored, and, for an intent, in the middle of its effect. Then a process that knows nothing but the journal
-recovers, and the system must be as before, or, where the journal says promoted, as after.
+recovers, is itself killed on its way for each point in the middle of an effect, and another one ends it. The
+system must be as before, or, where the journal says promoted, as after.
 """
 
 from __future__ import annotations
@@ -35,7 +36,14 @@ Moment = Literal["before", "torn", "written", "mirrored", "amid"]
 _MOMENTS: tuple[Moment, ...] = ("before", "torn", "written", "mirrored", "amid")
 #: How long into an effect it is killed; commands and balancer calls take between 3 ms and some 100 ms.
 _AMID_S = (0.004, 0.02, 0.06)
+#: How long into its recovery a recovering process is killed: from its first look to well into a long undo.
+_RECOVERING_S = (0.05, 0.3, 1.0, 2.0, 3.5)
 _PATIENCE_S = 120.0
+_STRATEGIES = {
+    "application": ("canary", "in_place", "blue_green", "rolling"),
+    "postgres_schema": ("down", "snapshot"),
+    "pgvector_index": ("in_place",),
+}
 
 
 class CrashLab(Protocol):
@@ -125,6 +133,9 @@ def _try_point(
     _use_journal(journal)
     report.points += 1
     status = _in_child(lambda: _deploy_and_die(lab, point))
+    if point.moment == "amid":
+        delay_s = _RECOVERING_S[report.points % len(_RECOVERING_S)]
+        _in_child(lambda: _recover_and_die(delay_s))
     _in_child(_recover)
     _in_child(_recover)  # a second one must find nothing to do
     states = _states(journal)
@@ -206,6 +217,12 @@ def _tear(journal: Any, entry: Entry) -> None:
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(_PATIENCE_S)
+
+
+def _recover_and_die(delay_s: float) -> None:
+    threading.Timer(delay_s, _die).start()
+    _recover()
+    os._exit(0)  # it was quicker
 
 
 def _recover() -> None:
@@ -314,17 +331,18 @@ def _crash_lab(component: str) -> Callable[[Path, str], CrashLab]:
 def main() -> int:
     """Run the crash matrix of one component and strategy; 0 when every point was recovered."""
     parser = argparse.ArgumentParser(prog="python -m lab.crash", description=__doc__)
-    parser.add_argument("--component", choices=("application",), default="application")
-    parser.add_argument(
-        "--strategy", choices=("in_place", "blue_green", "canary", "rolling"), default="canary"
-    )
+    parser.add_argument("--component", choices=tuple(_STRATEGIES), default="application")
+    parser.add_argument("--strategy", default="", help="; ".join(f"{c}: {s}" for c, s in _STRATEGIES.items()))
     parser.add_argument("--every", type=int, default=1, help="try only every n-th point")
     parser.add_argument("--json", action="store_true", help="print only the report, as JSON")
     given = parser.parse_args()
+    strategies = _STRATEGIES[given.component]
+    if given.strategy and given.strategy not in strategies:
+        parser.error(f"{given.component} has the strategies {', '.join(strategies)}")
     with tempfile.TemporaryDirectory(prefix="lab-crash-") as directory:
         report = run(
             given.component,
-            given.strategy,
+            given.strategy or strategies[0],
             every=given.every,
             directory=Path(directory),
             cache=Path(".lab/cache").absolute(),

@@ -1,4 +1,4 @@
-"""The main job on real parts: five deployments of an application under load, three of which go back.
+"""The main job on real parts: deployments of an application and a database under load; half of them go back.
 
 `make demo` runs it; `make demo KEEP=1` leaves everything running afterwards, to look at it in Prefect's UI.
 """
@@ -19,15 +19,29 @@ from rich.console import Console
 from rich.table import Table
 
 from lab.calls import is_over, run_state, start_run
+from lab.database import LabDatabase
+from lab.database_load import DatabaseLoad
+from lab.demo_database import DATABASE_SCENES, TOLD, DatabaseScene, show_database
 from lab.figures import Figures, figures_of, plot_canary, sparkline
 from lab.load import Load
 from lab.production import Production
 from lab.releases import Behaviour
-from rules.entries import Decided, Entry, Gated, Intent, Monitored, MonitoringScheduled, Moved, parse
+from rules.entries import (
+    Decided,
+    Entry,
+    Gated,
+    Intent,
+    Monitored,
+    MonitoringScheduled,
+    Moved,
+    Noted,
+    Opened,
+    parse,
+)
 from rules.environment import Environment, Monitoring
 from rules.journal import JournalView, view
 from rules.record import in_words
-from rules.strategy import BlueGreen, Canary, CanaryLimits, Rolling, Strategy, Watching
+from rules.strategy import BlueGreen, Canary, CanaryLimits, InPlace, Rolling, Strategy, Watching
 
 _DIRECTORY = Path(".lab/demo").absolute()
 _REQUESTS_PER_S = 200.0
@@ -97,6 +111,19 @@ class Demo:
         self.plotted: JournalView | None = None
         self.went_as_told = True
 
+    def play_database(self, scene: DatabaseScene, database: LabDatabase) -> None:
+        """Change the database through the API and follow that to its end."""
+        self._console.rule(f"[bold]{scene.title}")
+        change = scene.change(database, _DIRECTORY / "migrations")
+        parameters = {
+            "change": change.model_dump(mode="json"),
+            "strategy": InPlace().model_dump(mode="json"),
+            "environment": _CALM.name,
+        }
+        run_id = start_run(self._api_url, "deploy/deploy", parameters, key=f"demo-{change.release}")
+        self._follow(run_id, change.release, subject=change.subject)
+        self._expect(self._journal(change.release, subject=change.subject), scene.ends)
+
     def play(self, scene: Scene) -> None:
         """Deploy one release through the API and follow it to its end."""
         self._console.rule(f"[bold]{scene.title}")
@@ -120,18 +147,21 @@ class Demo:
         self.figures.append(figures_of(journal, self._load.rows()))
         if scene.behaviour.error_ratio:
             self.plotted = journal
-        if journal.state != scene.ends:
-            self.went_as_told = False
-            self._console.print(f"[red]It was to end {scene.ends}, but is {journal.state}: {journal.reason}")
+        self._expect(journal, scene.ends)
 
-    def _follow(self, run_id: str, release: str) -> None:
+    def _expect(self, journal: JournalView, ends: str) -> None:
+        if journal.state != ends:
+            self.went_as_told = False
+            self._console.print(f"[red]It was to end {ends}, but is {journal.state}: {journal.reason}")
+
+    def _follow(self, run_id: str, release: str, *, subject: str = "web") -> None:
         """Print each new journal entry until the flow run is over."""
-        began, shown = time.time(), len(self._entries(release))
+        began, shown = time.time(), len(self._entries(release, subject))
         deadline = time.monotonic() + _RUN_TIMEOUT_S
         with self._console.status("waiting for the worker") as status:
             while time.monotonic() < deadline:
                 state, _ = run_state(self._api_url, run_id)
-                entries = self._entries(release)
+                entries = self._entries(release, subject)
                 for entry in entries[shown:]:
                     self._show(entry, began)
                 shown = len(entries)
@@ -157,19 +187,22 @@ class Demo:
         raise TimeoutError(f"the monitoring of {release} has not ended after {_RUN_TIMEOUT_S:g} s")
 
     def _show(self, entry: Entry, began: float) -> None:
-        if isinstance(entry, Intent | Decided | Moved | Gated | Monitored | MonitoringScheduled):
+        shown = Intent | Decided | Moved | Gated | Monitored | MonitoringScheduled
+        if isinstance(entry, shown) or (isinstance(entry, Noted) and entry.about in TOLD):
             words = in_words(entry).replace("**", "")
             self._console.print(
                 f"{entry.at.timestamp() - began:6.1f} s  {words}", markup=False, soft_wrap=True
             )
 
-    def _entries(self, release: str) -> tuple[Entry, ...]:
-        name = release.replace(".", "-")
-        found = sorted(self._production.journal.glob(f"web-{name}-*/journal.jsonl"))
-        return parse(found[0].read_bytes()) if found else ()
+    def _entries(self, release: str, subject: str = "web") -> tuple[Entry, ...]:
+        for path in self._production.journal.glob(f"{subject}-*/journal.jsonl"):
+            entries = parse(path.read_bytes())
+            if entries and isinstance(entries[0], Opened) and f"release {release}," in entries[0].summary:
+                return entries
+        return ()
 
-    def _journal(self, release: str) -> JournalView:
-        return view(self._entries(release))
+    def _journal(self, release: str, *, subject: str = "web") -> JournalView:
+        return view(self._entries(release, subject))
 
 
 def show(demo: Demo, load: Load, console: Console) -> None:
@@ -213,7 +246,9 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     shutil.rmtree(_DIRECTORY, ignore_errors=True)
-    production = Production(_DIRECTORY, environments=(_CALM, _WATCHED), cache=_DIRECTORY.parent / "cache")
+    cache = _DIRECTORY.parent / "cache"
+    database = LabDatabase(_DIRECTORY / "memories", cache=cache)
+    production = Production(_DIRECTORY, environments=(_CALM, _WATCHED), databases=(database,), cache=cache)
     with console.status("starting PostgreSQL, Prefect's server and worker, the application, HAProxy"):
         production.start()
     try:
@@ -221,8 +256,13 @@ def main() -> int:
             demo = Demo(production, load, console)
             for scene in _SCENES:
                 demo.play(scene)
+        with DatabaseLoad(database.database, _DIRECTORY / "database-load") as users:
+            for changed in DATABASE_SCENES:
+                demo.play_database(changed, database)
+            seen = users.figures()
         console.rule()
         show(demo, load, console)
+        show_database(seen, console)
         console.print(f"Took {time.monotonic() - began:.0f} s.")
         _keep(production, console) if given.keep else _say_how_to_keep(console)
     finally:

@@ -8,9 +8,10 @@ import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 import psycopg
@@ -41,10 +42,15 @@ class Postgres:
 
     The log lies outside the cluster, so that taking the cluster back does not take the log back. Whoever
     may connect to 127.0.0.1 is trusted: nothing that needs protection belongs in a lab.
+
+    Args:
+        directory: the cluster and the log.
+        settings: of the server, by name; laid over the lab's own, which are fast and lose everything when
+            the machine loses power.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, *, settings: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.directory, self.settings = directory, settings
         self.cluster = directory / "cluster"
         self.log = directory / "postgres.log"
         self.port = free_port()
@@ -75,7 +81,7 @@ class Postgres:
         if not self.cluster.exists():
             self._create_cluster(template)
         command = (*self.run_as, str(programs() / "postgres"))
-        settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]
+        settings = [f"--{name}={value}" for name, value in {**_SETTINGS, **self.settings}.items()]
         self.process = processes.start(
             "postgres",
             [*command, "-D", str(self.cluster), "-p", str(self.port), *settings],
@@ -108,16 +114,10 @@ class Postgres:
             shutil.copytree(template, new)
         else:
             new.mkdir(mode=0o700)
-        self._hand_over(new)
+        hand_over(new, self.run_as)
         if not template:
             self._initialise(new)
         new.rename(self.cluster)
-
-    def _hand_over(self, cluster: Path) -> None:
-        if self.run_as[:1] != as_nobody()[:1]:
-            return
-        for path in (cluster, *cluster.rglob("*")):
-            os.chown(path, _NOBODY, _NOBODY, follow_symlinks=False)
 
     def _initialise(self, cluster: Path) -> None:
         initdb = (str(programs() / "initdb"), "--pgdata", str(cluster), "--username=postgres", "--auth=trust")
@@ -144,6 +144,14 @@ class Postgres:
         return True
 
 
+def hand_over(place: Path, run_as: tuple[str, ...]) -> None:
+    """Give a file, or a directory and all below it, to whom a program runs as: see `unprivileged`."""
+    if run_as[:1] != as_nobody()[:1]:
+        return
+    for path in (place, *place.rglob("*")):
+        os.chown(path, _NOBODY, _NOBODY, follow_symlinks=False)
+
+
 @functools.cache
 def programs() -> Path:
     """Return the directory of PostgreSQL's programs: from PATH when new enough, else from the wheel.
@@ -160,6 +168,12 @@ def programs() -> Path:
             "or install sovereign-deploy[lab]"
         )
     return Path(wheel.origin).parent / "pginstall" / "bin"
+
+
+def installed_version() -> str:
+    """Return the whole version of `programs()`, such as `18.6`."""
+    argv = [str(programs() / "postgres"), "--version"]
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split()[-1]
 
 
 def _version(initdb: str) -> int:

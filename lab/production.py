@@ -15,6 +15,7 @@ import httpx
 from lab import processes
 from lab.application import LabApplication
 from lab.calls import client
+from lab.database import LabDatabase
 from lab.identity import started_ticks
 from lab.part import Part
 from lab.ports import give_back
@@ -51,6 +52,7 @@ class Production(Part):
         applications: their names; each has two blue and two green instances and a balancer.
         worker: whether flow runs that are scheduled are also run.
         environments: that deployments may name, beside `development`.
+        databases: that deployments may change; started and stopped with it.
         cache: where a migrated database is kept, which makes later starts several seconds faster.
     """
 
@@ -61,9 +63,10 @@ class Production(Part):
         applications: Sequence[str] = ("web",),
         worker: bool = True,
         environments: Sequence[Environment] = (),
+        databases: Sequence[LabDatabase] = (),
         cache: Path | None = None,
     ) -> None:
-        self._environments = environments
+        self._environments, self._databases = environments, tuple(databases)
         self._temporary = directory is None
         self.directory = (directory or Path(tempfile.mkdtemp(prefix="lab-"))).absolute()
         self.cache = cache
@@ -93,8 +96,8 @@ class Production(Part):
             if not self.cache:
                 self.postgres.create_database(DATABASE)
             self.prefect.start()
-            for application in self.applications.values():
-                application.start()
+            for part in (*self.applications.values(), *self._databases):
+                part.start()
             self.register()
             if self.worker:
                 self.worker.start()
@@ -110,7 +113,12 @@ class Production(Part):
             answer.raise_for_status()
         fleets = [application.fleet for application in self.applications.values()]
         client_environment = clean_environment(self.directory, self.environment())
-        register_all(fleets, client_environment, environments=self._environments)
+        register_all(
+            fleets,
+            client_environment,
+            environments=self._environments,
+            databases=[one.database for one in self._databases],
+        )
 
     def stop(self) -> None:
         """Stop every part in the opposite order, and whatever flow runs have left."""
@@ -122,8 +130,8 @@ class Production(Part):
                 parts.callback(give_back, port)
             parts.callback(self.postgres.stop)
             parts.callback(self.prefect.stop)
-            for application in self.applications.values():
-                parts.callback(application.stop)
+            for part in (*self.applications.values(), *self._databases):
+                parts.callback(part.stop)
             if self.worker:
                 parts.callback(self.worker.stop)
 

@@ -13,18 +13,24 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter
 
 from lab.processes import LabError
+from rules.database import Database
 from rules.environment import Environment
 from rules.fleet import Fleet
 
 _PROJECT = Path(__file__).parents[1]
 _TIMEOUT_S = 180
+_DESCRIBED: TypeAdapter[Fleet | Environment | Database] = TypeAdapter(Fleet | Environment | Database)
 
 
 def register_all(
-    fleets: Sequence[Fleet], environment: Mapping[str, str], *, environments: Sequence[Environment] = ()
+    fleets: Sequence[Fleet],
+    environment: Mapping[str, str],
+    *,
+    environments: Sequence[Environment] = (),
+    databases: Sequence[Database] = (),
 ) -> None:
     """Save the fleets' blocks and register deployments, block types and automation, as a new user would.
 
@@ -32,13 +38,14 @@ def register_all(
         fleets: the applications.
         environment: of a client of the Prefect server.
         environments: that deployments may name.
+        databases: that deployments may change.
 
     Raises:
         LabError: a command failed; carries what it said.
     """
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor() as both:
         paths = []
-        for number, described in enumerate((*fleets, *environments)):
+        for number, described in enumerate((*fleets, *environments, *databases)):
             paths.append(Path(directory) / f"{number}.json")
             paths[-1].write_text(described.model_dump_json())
         blocks = both.submit(_run, ["lab.register", *map(str, paths)], environment)
@@ -87,10 +94,16 @@ def save_environment(environment: Environment) -> None:
 
 
 def _save(text: str) -> None:
-    try:
-        save_blocks(Fleet.model_validate_json(text))
-    except ValidationError:
-        save_environment(Environment.model_validate_json(text))
+    from blocks.database import save_database  # noqa: PLC0415 - see save_blocks
+
+    described: Fleet | Environment | Database = _DESCRIBED.validate_json(text)
+    match described:
+        case Fleet():
+            save_blocks(described)
+        case Environment():
+            save_environment(described)
+        case Database():
+            save_database(described)
 
 
 def _run(module: list[str], environment: Mapping[str, str]) -> None:

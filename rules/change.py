@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rules.frozen import AbsolutePath, Frozen, Name, ReleaseId, Sha256
+from rules.database import Identifier, QualifiedName
+from rules.frozen import AbsolutePath, Frozen, Name, ReleaseId, Sha256, slug
+from rules.vector_index import Distance, Hnsw, IndexGate, IvfFlat
 
 
 class ReleaseArchive(Frozen):
@@ -50,6 +53,16 @@ class ApplicationRelease(Frozen):
     )
 
     @property
+    def subject(self) -> str:
+        """What it changes, by name."""
+        return self.application
+
+    @property
+    def watched(self) -> str | None:
+        """The application whose users would notice; None: nobody declared one."""
+        return self.application
+
+    @property
     def pointer(self) -> str:
         """What an instance's link (release id) or Nix profile (store path) points to."""
         return self.release if isinstance(self.artefact, ReleaseArchive) else self.artefact.path
@@ -66,4 +79,145 @@ class ApplicationRelease(Frozen):
         return f"application-{self.application}"
 
 
-Change = ApplicationRelease
+class Served(Frozen):
+    """Which releases of an application each side of a schema change serves."""
+
+    application: Name = Field(description="name of a Sovereign Application block")
+    before: tuple[str, ...] = Field(
+        default=("*",), description="releases that work with the old schema, such as 1.*"
+    )
+    after: tuple[str, ...] = Field(
+        default=("*",), description="releases that work with the new schema, such as 1.9.* and 2.*"
+    )
+
+    def stranded(self, running: tuple[str, ...], side: Literal["before", "after"]) -> tuple[str, ...]:
+        """Return those of the `running` releases that this side of the schema does not serve."""
+        patterns = self.before if side == "before" else self.after
+        return tuple(r for r in running if not any(fnmatchcase(r, pattern) for pattern in patterns))
+
+
+class MigrationFolder(Frozen):
+    """Migrations as files on the worker's host: alembic's directory, or `NAME.up.sql` and `NAME.down.sql`."""
+
+    runner: Literal["alembic", "sql"] = Field(default="sql", json_schema_extra={"position": 2})
+    path: AbsolutePath = Field(
+        description="alembic: the directory with `versions`; sql: the directory with the files",
+        json_schema_extra={"position": 0},
+    )
+    sha256: Sha256 = Field(
+        description="of the files by name: cat versions/*.py | sha256sum, or cat *.sql | sha256sum",
+        json_schema_extra={"position": 1},
+    )
+
+
+class SchemaChange(Frozen):
+    """Migrations of a database's schema, up to `release`."""
+
+    component: Literal["postgres_schema"] = Field(
+        default="postgres_schema", json_schema_extra={"position": 7}
+    )
+    database: Name = Field(
+        description="name of the Sovereign Database block", json_schema_extra={"position": 0}
+    )
+    release: ReleaseId = Field(
+        description="the last migration: an alembic revision, or a file's name without .up.sql",
+        json_schema_extra={"position": 1},
+    )
+    migrations: MigrationFolder = Field(json_schema_extra={"position": 2})
+    phase: Literal["expand", "contract"] = Field(
+        default="expand",
+        description="contract: takes away what an older application needs; refused while that one may return",
+        json_schema_extra={"position": 3},
+    )
+    serves: tuple[Served, ...] = Field(
+        default=(),
+        description="applications on this database; users of the first are watched",
+        json_schema_extra={"position": 4},
+    )
+    accepted_lint: tuple[str, ...] = Field(
+        default=(),
+        description="lint rules whose errors are known and accepted",
+        json_schema_extra={"position": 5},
+    )
+    max_loss_s: Annotated[float, Field(ge=0)] = Field(
+        default=300.0,
+        description="a way back through the snapshot that loses more than this waits for a person",
+        json_schema_extra={"position": 6},
+    )
+
+    @property
+    def id(self) -> str:
+        """What makes it the same change in another environment: component, release and content."""
+        return f"{self.component}:{self.release}:{self.migrations.sha256}"
+
+    @property
+    def target(self) -> str:
+        """What is locked while this change is deployed: all changes of one database exclude each other."""
+        return f"database-{self.database}"
+
+    @property
+    def subject(self) -> str:
+        """What it changes, by name."""
+        return self.database
+
+    @property
+    def watched(self) -> str | None:
+        """The application whose users would notice; None: nobody declared one."""
+        return self.serves[0].application if self.serves else None
+
+
+class IndexChange(Frozen):
+    """A pgvector index, new or in place of the one of that name."""
+
+    component: Literal["pgvector_index"] = Field(default="pgvector_index", json_schema_extra={"position": 8})
+    database: Name = Field(
+        description="name of the Sovereign Database block", json_schema_extra={"position": 0}
+    )
+    table: QualifiedName = Field(
+        description="with its schema; partitioned or not", json_schema_extra={"position": 1}
+    )
+    column: Identifier = Field(description="the vector column", json_schema_extra={"position": 2})
+    index: Identifier = Field(
+        description="the index's name, which it keeps; in the table's schema",
+        json_schema_extra={"position": 3},
+    )
+    distance: Distance = Field(default="cosine", json_schema_extra={"position": 4})
+    how: Hnsw | IvfFlat = Field(default=Hnsw(), json_schema_extra={"position": 5})
+    gate: IndexGate = Field(default=IndexGate(), json_schema_extra={"position": 6})
+    application: Name | None = Field(
+        default=None,
+        description="name of the Sovereign Application block whose users are watched",
+        json_schema_extra={"position": 7},
+    )
+
+    @property
+    def release(self) -> str:
+        """What this index is called in the books."""
+        options = "-".join(
+            f"{key}{value}" for key, value in sorted(self.how.model_dump(exclude={"method"}).items())
+        )
+        return slug(f"{self.index}-{self.how.method}-{self.distance}-{options}")[:64]
+
+    @property
+    def id(self) -> str:
+        """What makes it the same change in another environment: component, table and parameters."""
+        return f"{self.component}:{self.table}:{self.column}:{self.release}"
+
+    @property
+    def target(self) -> str:
+        """What is locked while this change is deployed: all changes of one database exclude each other."""
+        return f"database-{self.database}"
+
+    @property
+    def subject(self) -> str:
+        """What it changes, by name."""
+        return self.database
+
+    @property
+    def watched(self) -> str | None:
+        """The application whose users would notice; None: nobody declared one."""
+        return self.application
+
+
+DatabaseChange = SchemaChange | IndexChange
+Change = ApplicationRelease | SchemaChange | IndexChange

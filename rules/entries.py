@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter
 from rules.backup import BackupTaken
 from rules.baseline import Baseline, Comparison
 from rules.checklist import ChecklistReport
+from rules.database import Database
 from rules.environment import Environment
 from rules.finding import Finding
 from rules.fleet import Fleet
@@ -39,14 +40,19 @@ class Stamped(Frozen):
 
 
 class Opened(Stamped):
-    """The deployment begins: who runs it, against what. The fleet is kept so that undo needs no API."""
+    """The deployment begins: who runs it, against what. All of it is kept so that undo needs no API."""
 
     entry: Literal["opened"] = "opened"
     deployment: str
     target: str
+    component: str = "application"
     flow_run_id: str
     host: str
-    fleet: Fleet
+    fleet: Fleet = Field(description="the application that is changed, or whose users would notice")
+    database: Database | None = Field(default=None, description="the database that is changed, if one is")
+    users: tuple[Fleet, ...] = Field(
+        default=(), description="all applications that say which schema they work with"
+    )
     summary: str
     environment: Environment = Environment()
     continues: str | None = Field(

@@ -76,7 +76,7 @@ class Fleet(Frozen):
     """All that is needed to reach an application, in one value that holds no secret."""
 
     application: Name
-    instances: Annotated[tuple[Instance, ...], Field(min_length=1)]
+    instances: tuple[Instance, ...]
     route: Route | None = None
     smoke_tests: tuple[SmokeTest, ...] = ()
     smoke_script: str | None = Field(
@@ -118,6 +118,10 @@ class Fleet(Frozen):
     def sides(self) -> tuple[str, ...]:
         """The balancer backends that instances belong to, each once."""
         return tuple(dict.fromkeys(i.backend for i in self.instances if i.backend))
+
+
+#: Where a change names no application, nobody's users are watched.
+NOBODY = Fleet(application="nobody", instances=())
 
 
 class InstanceState(Frozen):

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from rules.database import DatabaseServer
 from rules.fleet import Instance, SystemdService
 from rules.frozen import Count, Frozen
 from rules.hosts import HostAddress
@@ -87,14 +88,16 @@ def group(errors: Iterable[JournalError]) -> tuple[ErrorGroup, ...]:
     return tuple(sorted(groups, key=lambda one: (-one.times, one.first_at, one.unit, one.message)))
 
 
-def units_by_host(instances: Iterable[Instance]) -> dict[HostAddress, tuple[str, ...]]:
-    """Return for each host the systemd units of the instances on it; other services log elsewhere."""
+def units_by_host(
+    instances: Iterable[Instance], server: DatabaseServer | None = None
+) -> dict[HostAddress, tuple[str, ...]]:
+    """Return for each host the systemd units that are concerned; other services log elsewhere."""
     units: dict[HostAddress, list[str]] = {}
-    for instance in instances:
-        if isinstance(instance.service, SystemdService):
-            known = units.setdefault(instance.host, [])
-            if instance.service.unit not in known:
-                known.append(instance.service.unit)
+    for one in (*instances, *([server] if server else ())):
+        if isinstance(one.service, SystemdService):
+            known = units.setdefault(one.host, [])
+            if one.service.unit not in known:
+                known.append(one.service.unit)
     return {host: tuple(known) for host, known in units.items()}
 
 

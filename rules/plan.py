@@ -9,7 +9,22 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rules.change import Change
+from rules.change import ApplicationRelease, Change
+from rules.database import DatabaseState
+from rules.database_plan import (
+    ApplyMigration,
+    AttachIndexes,
+    BuildIndex,
+    DatabaseAction,
+    DropOldIndex,
+    JudgeIndex,
+    SwapIndex,
+    TakeSnapshot,
+    VerifyDatabase,
+    VerifyIndex,
+    database_applied,
+)
+from rules.errors import InvalidRequestError
 from rules.fleet import FleetState
 from rules.frozen import BasisPoints, Count, Frozen, Name, PositiveSeconds, Seconds
 from rules.strategy import BlueGreen, Canary, CanaryLimits, InPlace, Rolling, Watching
@@ -106,7 +121,7 @@ class ObserveBatch(Frozen):
     limits: CanaryLimits
 
 
-Action = (
+FleetAction = (
     StageRelease
     | SwitchRelease
     | RestartService
@@ -118,6 +133,17 @@ Action = (
     | RejoinServer
     | WatchSide
     | ObserveBatch
+)
+Action = (
+    FleetAction
+    | TakeSnapshot
+    | ApplyMigration
+    | VerifyDatabase
+    | BuildIndex
+    | AttachIndexes
+    | JudgeIndex
+    | SwapIndex
+    | VerifyIndex
 )
 
 
@@ -136,8 +162,13 @@ class Plan(Frozen):
 
     change: Change
     strategy: Annotated[InPlace | BlueGreen | Canary | Rolling, Field(discriminator="strategy")]
-    before: FleetState
+    before: FleetState = Field(description="of the application that is changed, or whose users are watched")
+    database: DatabaseState | None = Field(default=None, description="the same of the database, if any")
     steps: tuple[Step, ...]
+    finish: tuple[DropOldIndex, ...] = Field(
+        default=(), description="done once its undo is disarmed: nothing needs what is removed any more"
+    )
+    notes: tuple[str, ...] = Field(default=(), description="what people should know before they approve it")
 
     @property
     def after(self) -> FleetState:
@@ -145,6 +176,15 @@ class Plan(Frozen):
         state = self.before
         for step in self.steps:
             state = applied(state, step.action, self.change)
+        return state
+
+    @property
+    def database_after(self) -> DatabaseState | None:
+        """The state the database is in when every step has been done."""
+        state = self.database
+        for step in self.steps:
+            if state is not None and isinstance(step.action, DatabaseAction):
+                state = database_applied(state, step.action)
         return state
 
     @property
@@ -171,11 +211,15 @@ def applied(state: FleetState, action: Action, change: Change) -> FleetState:
         case RehearseSwitch() | ProbeInstance() | TestInstance() | WatchSide() | ObserveBatch():
             return state
         case StageRelease() | SwitchRelease() | RestartService():
+            if not isinstance(change, ApplicationRelease):
+                raise InvalidRequestError(f"{action.action} is no step of a {change.component}")
             return _instance_applied(state, action, change)
+        case _:  # the database's: see database_applied
+            return state
 
 
 def _instance_applied(
-    state: FleetState, action: StageRelease | SwitchRelease | RestartService, change: Change
+    state: FleetState, action: StageRelease | SwitchRelease | RestartService, change: ApplicationRelease
 ) -> FleetState:
     instance = state.instances[action.instance]
     match action:

@@ -68,7 +68,7 @@ def record_of(journal: JournalView) -> DeploymentRecord:
     return DeploymentRecord(
         deployment=journal.opened.deployment,
         target=journal.opened.target,
-        component=plan.change.component if plan else journal.opened.target.split("-", 1)[0],
+        component=journal.opened.component,
         release=plan.change.release if plan else "",
         strategy=plan.strategy.strategy if plan else "",
         environment=journal.opened.environment.name,
@@ -149,6 +149,7 @@ def progress_page(deployment: str, entries: Sequence[Entry]) -> str:
 def plan_page(plan: Plan) -> str:
     """Return a plan as a Markdown page: each step with its way back, and what users will notice."""
     notice = "; ".join(plan.interruptions) or "nothing"
+    notes = [f"\n{note}" for note in plan.notes]
     head = [
         f"# {plan.change.target}: release {plan.change.release}, {plan.strategy.strategy}",
         "",
@@ -161,7 +162,7 @@ def plan_page(plan: Plan) -> str:
         f"| {s.number + 1} | {cell(s.title)} | {cell(s.undo.describe()) if s.undo else 'reads only'} |"
         for s in plan.steps
     ]
-    return "\n".join([*head, *(rows or ["| | nothing to do: the release is in place already | |"])])
+    return "\n".join([*head, *(rows or ["| | nothing to do: the release is in place already | |"]), *notes])
 
 
 def checklist_page(report: ChecklistReport) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
-from rules.change import Change, NixStorePath, ReleaseArchive
+from rules.change import ApplicationRelease, NixStorePath, ReleaseArchive
 from rules.errors import InvalidRequestError
 from rules.fleet import Fleet, FleetState, Instance, ReleaseDirectory
 from rules.plan import (
@@ -44,7 +44,7 @@ Update = Callable[[Instance], Iterable[Step]]
 _ALL = 10_000
 
 
-def plan_rollout(change: Change, strategy: Strategy, fleet: Fleet, before: FleetState) -> Plan:
+def plan_rollout(change: ApplicationRelease, strategy: Strategy, fleet: Fleet, before: FleetState) -> Plan:
     """Return the steps that bring `change` to the fleet's users; none when they have it already.
 
     Raises:
@@ -91,7 +91,7 @@ def _step(title: str, action: Action, undo: UndoStep | None = None, *, interrupt
     return Step(number=0, title=title, action=action, undo=undo, interrupts=interrupts)
 
 
-def _application_update(change: Change, before: FleetState) -> Update:
+def _application_update(change: ApplicationRelease, before: FleetState) -> Update:
     """Stage, switch, restart, probe: the numbered steps of an application release."""
 
     def update(instance: Instance) -> Iterator[Step]:
@@ -110,7 +110,7 @@ def _application_update(change: Change, before: FleetState) -> Update:
 
 
 def _in_place(
-    strategy: InPlace, fleet: Fleet, update: Update, *, change: Change, before: FleetState
+    strategy: InPlace, fleet: Fleet, update: Update, *, change: ApplicationRelease, before: FleetState
 ) -> Iterator[Step]:
     instance = _only_instance(strategy, fleet)
     notice = None
@@ -245,7 +245,7 @@ def _refuse_too_many_out(
         )
 
 
-def _refuse_wrong_artefact(change: Change, fleet: Fleet) -> None:
+def _refuse_wrong_artefact(change: ApplicationRelease, fleet: Fleet) -> None:
     for instance in fleet.instances:
         has_directory = isinstance(instance.layout, ReleaseDirectory)
         if has_directory and isinstance(change.artefact, NixStorePath):
@@ -256,7 +256,7 @@ def _refuse_wrong_artefact(change: Change, fleet: Fleet) -> None:
             raise InvalidRequestError(f"{instance.name} is a Nix profile: give a store path, not an archive")
 
 
-def _has_it_already(change: Change, strategy: Strategy, fleet: Fleet, before: FleetState) -> bool:
+def _has_it_already(change: ApplicationRelease, strategy: Strategy, fleet: Fleet, before: FleetState) -> bool:
     """Whether users are served by the release already, so that there is nothing to do."""
     wanted = (_only_instance(strategy, fleet),) if isinstance(strategy, InPlace) else serving(fleet, before)
     states = [before.instances[instance.name] for instance in wanted]

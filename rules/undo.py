@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from rules.database_undo import RemoveIndex, RestoreIndexNames, RestoreSnapshot, RevertMigration
 from rules.fleet import FleetState
 from rules.frozen import Frozen, Name, ReleaseId
 from rules.traffic import AdminState, Traffic
@@ -75,13 +76,17 @@ class RemoveRelease(Frozen):
         return f"{self.instance}: remove staged {self.release}"
 
 
-UndoStep = RestoreTraffic | RemoveRehearsal | RestoreServer | RestoreRelease | RemoveRelease
+FleetUndo = RestoreTraffic | RemoveRehearsal | RestoreServer | RestoreRelease | RemoveRelease
+UndoStep = FleetUndo | RevertMigration | RestoreSnapshot | RemoveIndex | RestoreIndexNames
 #: The same, parsed by its `undo` field.
 AnyUndoStep = Annotated[UndoStep, Field(discriminator="undo")]
 
 
 def undone(state: FleetState, step: UndoStep) -> FleetState:
-    """Return the fleet's state after `step`: the meaning of each undo step, without the effect."""
+    """Return the fleet's state after `step`: the meaning of each undo step, without the effect.
+
+    What concerns a database leaves it as it is: see `database_undone`.
+    """
     match step:
         case RestoreTraffic():
             return state.model_copy(update={"traffic": step.traffic})
@@ -94,5 +99,7 @@ def undone(state: FleetState, step: UndoStep) -> FleetState:
         case RemoveRelease():
             kept = tuple(r for r in state.instances[step.instance].releases if r != step.release)
             change = {"releases": kept}
+        case RevertMigration() | RestoreSnapshot() | RemoveIndex() | RestoreIndexNames():
+            return state
     instance = state.instances[step.instance].model_copy(update=change)
     return state.model_copy(update={"instances": {**state.instances, step.instance: instance}})

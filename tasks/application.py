@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import httpx
 
-from rules.change import Change, NixStorePath, ReleaseArchive
+from rules.change import ApplicationRelease, NixStorePath, ReleaseArchive
 from rules.errors import CommandError, StepFailedError, UndoFailedError
 from rules.fleet import (
     CommandService,
@@ -129,7 +129,9 @@ def service_runs(instance: Instance) -> bool:
 # --- effects ---------------------------------------------------------------------------------------
 
 
-def stage_release(instance: Instance, change: Change, *, deployment: str, settings: Settings) -> None:
+def stage_release(
+    instance: Instance, change: ApplicationRelease, *, deployment: str, settings: Settings
+) -> None:
     """Put the release beside the others on the instance's host; the running one is not touched.
 
     Raises:
@@ -154,7 +156,7 @@ def _slow(settings: Settings) -> float:
 
 
 def _stage_archive(
-    instance: Instance, change: Change, *, root: str, deployment: str, settings: Settings
+    instance: Instance, change: ApplicationRelease, *, root: str, deployment: str, settings: Settings
 ) -> None:
     archive = change.artefact
     assert isinstance(archive, ReleaseArchive)  # noqa: S101 - narrowed by the caller

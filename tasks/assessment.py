@@ -12,7 +12,8 @@ from rules.journal import JournalView
 from rules.rollback_page import Assessment
 from tasks.backup import loss_of
 from tasks.baseline import measure_baseline
-from tasks.fleet import observe_fleet
+from tasks.database_undo import loss_through_snapshot
+from tasks.observed import differences_from_promised
 from tasks.services import Services
 from tasks.settings import Settings
 
@@ -46,7 +47,11 @@ def compared_now(view: JournalView, services: Services) -> tuple[Comparison, ...
         return ()
     metrics = view.opened.environment.metrics
     now = measure_baseline(
-        view.opened.fleet, window_s=before.window_s, prometheus=services.prometheus, metrics=metrics
+        view.opened.fleet,
+        database=view.opened.database,
+        window_s=before.window_s,
+        prometheus=services.prometheus,
+        metrics=metrics,
     )
     return compare(before, now, metrics)
 
@@ -61,6 +66,16 @@ def _losses(view: JournalView, services: Services, settings: Settings, *, now: d
             losses.append(loss_of(backup, backed_up.taken, now=now, settings=settings))
         except DeployError as error:
             log.warning("what going back to %s would lose is not known: %s", backed_up.taken.identity, error)
+    cluster = loss_through_snapshot(view, settings=settings)
+    if cluster:
+        losses.append(
+            Loss(
+                source=f"sovereign-database/{view.opened.database.name if view.opened.database else ''}",
+                lost_s=cluster.lost_s,
+                lost_bytes=cluster.lost_bytes,
+                in_words=cluster.in_words,
+            )
+        )
     return tuple(losses)
 
 
@@ -68,5 +83,4 @@ def _obstacles(view: JournalView) -> tuple[str, ...]:
     """Return where the system is not as it was promoted: somebody built upon it, so it is refused."""
     if view.plan is None:
         return ()
-    after, now = view.plan.after, observe_fleet(view.opened.fleet)
-    return now.differences(after.with_health_of(now, except_for=set()))
+    return differences_from_promised(view.opened, view.plan, touched=set())

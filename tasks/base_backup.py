@@ -33,9 +33,8 @@ _CONNECT_TIMEOUT_S = 10
 # alone, so that others must also see the pid file gone, or its process ended.
 _IS_STOPPED = """\
 cluster=$(readlink -f -- "$1") || exit 0
-for process in /proc/[0-9]*; do
-    [ "$(readlink "$process/cwd")" != "$cluster" ] || exit 1
-done 2>/dev/null
+# all in one call: one for each process took half a second, while users waited
+readlink -- /proc/[0-9]*/cwd 2>/dev/null | grep -Fxq -- "$cluster" && exit 1
 [ "$(id -u)" != 0 ] && [ -e "$cluster/postmaster.pid" ] || exit 0
 read -r pid <"$cluster/postmaster.pid" || exit 1
 [ ! -e "/proc/$pid" ]

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 
 from blocks.prometheus import Prometheus
 from rules.baseline import METRICS, UNITS, Baseline, MetricQuery, Reading
+from rules.database import Database
 from rules.errors import BalancerError, DeployError
 from rules.fleet import Fleet, Probe
 from rules.host_metrics import HostSample, gpu_readings, host_readings, use_between
@@ -49,6 +50,7 @@ def measure_baseline(
     window_s: float,
     prometheus: Prometheus | None = None,
     metrics: Sequence[MetricQuery] = (),
+    database: Database | None = None,
     clock: Callable[[], datetime] = _now,
 ) -> Baseline:
     """Return how the live side, its hosts and the users' own metrics are over the next `window_s` seconds.
@@ -62,12 +64,13 @@ def measure_baseline(
         window_s: the same before and after, or `compare` refuses.
         prometheus: None: hosts and probes are asked directly, and declared metrics have no data.
         metrics: the users' own; one that has the name of a metric of ours takes its place.
+        database: whose host is looked at too.
         clock: what time it is when the window ends.
     """
     began_s = time.monotonic()
     provider = _Provider(prometheus, window_s)
     traffic = _TrafficWindow(fleet)
-    hosts = _HostWindow(fleet)
+    hosts = _HostWindow(fleet, database)
     provider.find_series(with_traffic=fleet.route is None)
     probes = () if provider.has_latency else traffic.probes
     probed = probe_until(probes, began_s + window_s, pause_s=pause_between(window_s))
@@ -221,8 +224,8 @@ class _TrafficWindow:
 class _HostWindow:
     """What the hosts have in use, from now on."""
 
-    def __init__(self, fleet: Fleet) -> None:
-        self._hosts = paths_by_host(fleet)
+    def __init__(self, fleet: Fleet, database: Database | None) -> None:
+        self._hosts = paths_by_host(fleet, database)
         self._began_s = time.monotonic()
         self._error: DeployError | None = None
         self._earlier: _Samples = {}

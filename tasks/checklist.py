@@ -7,9 +7,12 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import assert_never
 
-from rules.change import Change, ReleaseArchive
+from rules.change import ApplicationRelease, IndexChange, ReleaseArchive, SchemaChange
 from rules.checklist import ChecklistReport, Item, judge, unknown_items
+from rules.database_checklist import database_findings, rehearsed_finding
+from rules.entries import Opened
 from rules.environment import Environment, Stage
 from rules.errors import ApiUnavailableError, BalancerError, InvalidRequestError
 from rules.finding import Finding
@@ -59,8 +62,7 @@ def refuse_unknown_rows(plan: Plan, papers: Papers) -> None:
 
 def run_checklist(
     plan: Plan,
-    fleet: Fleet,
-    environment: Environment,
+    opened: Opened,
     services: Services,
     *,
     papers: Papers,
@@ -72,18 +74,17 @@ def run_checklist(
 
     Args:
         plan: what is to be done, from the state read just now.
-        fleet: what it is done to.
-        environment: how strict to be.
+        opened: what it is done to, and in which environment.
         services: whom to ask.
         papers: evidence, attestations and waivers.
         api: for the records of other hosts; None: this host's alone.
         settings: of this host.
         tell: whether the team is told; a dry run tells nobody.
     """
+    fleet, environment = opened.fleet, opened.environment
     limits = environment.limits
     findings = {
-        **fleet_findings(plan.change, fleet, plan.before),
-        **_release_finding(plan.change),
+        **_system_findings(plan, fleet),
         **read_evidence(
             papers.evidence,
             release=plan.change.release,
@@ -91,12 +92,13 @@ def run_checklist(
             forgejo=services.forgejo,
         ),
         **plan_findings(services.backups, settings=settings, limits=limits),
-        **headroom_findings(fleet, limits=limits, settings=settings),
+        **headroom_findings(fleet, limits=limits, settings=settings, database=opened.database),
         **strategy_findings(
             plan,
             fleet,
             requests_per_s=_requests_per_s(fleet, window_s=min(_TRAFFIC_WINDOW_S, settings.baseline_s)),
         ),
+        **_rehearsal_finding(plan),
         "dashboards-ready": _dashboards(environment, services),
         "team-notified": _told(plan, environment, services, tell=tell),
         "staging-record": _staging_record(plan, environment, api, settings),
@@ -110,7 +112,22 @@ def run_checklist(
     )
 
 
-def _release_finding(change: Change) -> Mapping[str, Finding]:
+def _system_findings(plan: Plan, fleet: Fleet) -> Mapping[str, Finding]:
+    match plan.change:
+        case ApplicationRelease():
+            return {**fleet_findings(plan.change, fleet, plan.before), **_release_finding(plan.change)}
+        case SchemaChange() | IndexChange():
+            return database_findings(plan, fleet)
+        case unknown:
+            assert_never(unknown)
+
+
+def _rehearsal_finding(plan: Plan) -> Mapping[str, Finding]:
+    """What was tried on a copy says more of migrations than any file."""
+    return {"migrations-prepared": rehearsed_finding(plan)} if isinstance(plan.change, SchemaChange) else {}
+
+
+def _release_finding(change: ApplicationRelease) -> Mapping[str, Finding]:
     if not isinstance(change.artefact, ReleaseArchive):
         where = "A Nix store path is proven when it is staged: its name is its content."
         return {"release-present": Finding.not_applicable(where)}

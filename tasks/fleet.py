@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rules.fleet import Fleet, FleetState, Instance
+from rules.rollout import serving
 from rules.traffic import AdminState, HaproxyAddress
 from tasks import haproxy
 from tasks.application import read_instance
@@ -20,6 +23,20 @@ def observe_fleet(fleet: Fleet) -> FleetState:
         traffic=haproxy.read_traffic(fleet.route) if fleet.route else None,
         servers={i.name: admin_state(fleet, i) for i in fleet.instances} if fleet.route else {},
     )
+
+
+def running_releases(fleets: Iterable[Fleet]) -> dict[str, tuple[str, ...]]:
+    """Return for each application which releases serve its users now.
+
+    Raises:
+        CommandError, BalancerError: it cannot be asked.
+    """
+    found = {}
+    for fleet in fleets:
+        state = observe_fleet(fleet)
+        names = [instance.name for instance in serving(fleet, state)]
+        found[fleet.application] = tuple(sorted({state.instances[n].running or "" for n in names} - {""}))
+    return found
 
 
 def serving_now(fleet: Fleet) -> tuple[Instance, ...]:

@@ -6,6 +6,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from rules.database import Database
 from rules.environment import GateLimits
 from rules.errors import CommandError, DeployError
 from rules.finding import Finding, Result, worst
@@ -23,12 +24,17 @@ _MOST_CONNECTIONS = 16
 _SENT_BYTES = 8 << 20
 
 
-def headroom_findings(fleet: Fleet, *, limits: GateLimits, settings: Settings) -> dict[str, Finding]:
-    """Return the findings for `headroom` and `network-bandwidth`, each over all hosts of the fleet.
+def headroom_findings(
+    fleet: Fleet, *, limits: GateLimits, settings: Settings, database: Database | None = None
+) -> dict[str, Finding]:
+    """Return the findings for `headroom` and `network-bandwidth`, each over all hosts concerned.
 
     A host that cannot be asked is unknown, with the reason. Takes a second, and sends each remote host 8 MiB.
     """
-    hosts = paths_by_host(fleet)
+    hosts = paths_by_host(fleet, database)
+    if not hosts:
+        unseen = Finding.not_applicable("no host is declared: neither an application's nor the database's.")
+        return {"headroom": unseen, "network-bandwidth": unseen}
     return {
         "headroom": worst(_headroom_of_all(hosts, limits)),
         # one after the other: together they would share the worker's own link
@@ -66,6 +72,8 @@ def _bandwidth(host: HostAddress, limits: GateLimits, settings: Settings) -> Fin
             return found
         # so small a transfer may be mostly its connection, which says nothing of the bandwidth
         connecting_s = _send(host, b"", settings.command_timeout_s)
+        if took_s <= connecting_s:  # a busy moment: what is not shown does not pass
+            return found
         return judge_bandwidth(host.name, _SENT_BYTES, took_s - connecting_s, limits)
     except CommandError as error:
         return _not_sent(host, error, limits, timeout_s=settings.command_timeout_s)

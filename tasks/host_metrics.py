@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from rules.database import Database
 from rules.errors import DeployError
 from rules.fleet import Fleet, Instance, NixProfile, ReleaseDirectory
 from rules.host_metrics import HostSample, HostUse, network_bytes, parse_proc, use_between
@@ -40,11 +41,13 @@ class HostMetricsError(DeployError):
     """A host does not say what it has in use; nothing was changed."""
 
 
-def paths_by_host(fleet: Fleet) -> dict[HostAddress, tuple[str, ...]]:
-    """Return each host of a fleet once, with the paths whose file systems matter there: `/` and roots."""
+def paths_by_host(fleet: Fleet, database: Database | None = None) -> dict[HostAddress, tuple[str, ...]]:
+    """Return each host once, with the paths whose file systems matter there: `/`, roots and the cluster."""
     paths: dict[HostAddress, dict[str, None]] = {}
     for instance in fleet.instances:
         paths.setdefault(instance.host, {"/": None})[root_of(instance)] = None
+    if database and database.server:
+        paths.setdefault(database.server.host, {"/": None})[database.server.cluster] = None
     return {host: tuple(found) for host, found in paths.items()}
 
 

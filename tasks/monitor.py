@@ -25,6 +25,7 @@ from tasks.fleet import serving_now
 from tasks.journal import JournalFile
 from tasks.journald import errors_since
 from tasks.monitoring import live_counters
+from tasks.observed import database_answers
 from tasks.services import Services
 
 log = logging.getLogger(__name__)
@@ -154,12 +155,14 @@ def _comparisons(view: JournalView, services: Services) -> tuple[tuple[Compariso
 
 
 def _probes(view: JournalView) -> dict[str, bool]:
+    database = view.opened.database
+    found = {"database": database_answers(database, deployment=view.opened.deployment)} if database else {}
     try:
         serving = serving_now(view.opened.fleet)
     except (BalancerError, CommandError) as error:
         log.warning("who serves users is not known: %s", error)
-        return {}
-    return {instance.name: running_release(instance) is not None for instance in serving}
+        return found
+    return {**found, **{instance.name: running_release(instance) is not None for instance in serving}}
 
 
 def _alerts(view: JournalView, services: Services) -> tuple[Alert, ...]:
@@ -176,7 +179,9 @@ def _alerts(view: JournalView, services: Services) -> tuple[Alert, ...]:
 def _journal_errors(view: JournalView, since: datetime) -> int:
     """Return how many errors the units concerned have logged since then, asking each host once."""
     found = 0
-    for host, units in units_by_host(view.opened.fleet.instances).items():
+    database = view.opened.database
+    server = database.server if database else None
+    for host, units in units_by_host(view.opened.fleet.instances, server).items():
         try:
             found += len(errors_since(host, units, since))
         except CommandError as error:

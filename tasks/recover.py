@@ -17,11 +17,13 @@ from rules.frozen import Frozen
 from rules.journal import JournalView
 from tasks.claim import claim, refuse_living, step_lock
 from tasks.control import forget
-from tasks.fleet import observe_fleet
+from tasks.database_undo import refuse_unaccepted_loss
+from tasks.finish import finish_due
 from tasks.journal import JournalFile, Mirror, NoJournalError, journals, mirrored_lines
 from tasks.known import api_if_any, journal_here
 from tasks.lease import Holding, Lease, LeaseKeeper, all_holdings, current_holding
 from tasks.monitoring import cancel_monitoring, schedule_monitoring
+from tasks.observed import differences_from_promised
 from tasks.prefect_api import PrefectApi
 from tasks.rollback import Rollback
 from tasks.settings import Settings
@@ -43,7 +45,13 @@ class Recovered(Frozen):
 
 
 def recover(
-    deployment: str, *, cause: str, by: str, settings: Settings, asker: Asker = "dead"
+    deployment: str,
+    *,
+    cause: str,
+    by: str,
+    settings: Settings,
+    asker: Asker = "dead",
+    accept_loss: bool = False,
 ) -> JournalView:
     """Bring one deployment to a known good state, if nobody else is doing so.
 
@@ -53,6 +61,7 @@ def recover(
         by: who asks, for the journal.
         settings: of this host.
         asker: see `Asker`.
+        accept_loss: a person has accepted what a way back through a snapshot loses, however much.
 
     Returns:
         The journal as it is afterwards. A deployment that has ended is returned untouched.
@@ -62,6 +71,7 @@ def recover(
         NoJournalError: neither this host nor the mirror knows it.
         FencedError: another process is at it.
         CutOffError: Prefect's API is away and this host alone may not decide.
+        LossNotAcceptedError: more would be lost than may be without asking; nothing was changed.
     """
     with api_if_any(settings) as api:
         journal = journal_here(deployment, api, settings)
@@ -76,7 +86,10 @@ def recover(
                 return view
             if view.state == "promoted":
                 _refuse_moved_world(view)
-            return _recover_locked(journal, view, api=api, cause=cause, by=by, settings=settings)
+                refuse_unaccepted_loss(view, settings=settings, accept_loss=accept_loss)
+            return _recover_locked(
+                journal, view, api=api, cause=cause, by=by, settings=settings, accept_loss=accept_loss
+            )
 
 
 def _is_settled(view: JournalView, asker: Asker) -> bool:
@@ -91,6 +104,7 @@ def _recover_locked(
     cause: str,
     by: str,
     settings: Settings,
+    accept_loss: bool,
 ) -> JournalView:
     lease = claim(journal, view, api=api, settings=settings)
     entries = list(view.entries)
@@ -99,7 +113,9 @@ def _recover_locked(
         entries = list(journal.read().entries)
     flow_run_id = view.opened.flow_run_id
     mirror = Mirror(api, journal.deployment, flow_run_id=flow_run_id, entries=entries) if api else None
-    rollback = Rollback(journal, settings=settings, by=by, mirror=mirror, lease=lease, api=api)
+    rollback = Rollback(
+        journal, settings=settings, by=by, mirror=mirror, lease=lease, api=api, accept_loss=accept_loss
+    )
     with _kept(api, lease, settings):
         after = rollback.run(cause)
     if api and lease and after.state != "rollback_failed":
@@ -120,7 +136,9 @@ def _clear_words(deployment: str, view: JournalView, api: PrefectApi) -> None:
         log.warning("what was scheduled for %s is still there and will end by itself: %s", deployment, error)
 
 
-def roll_back_by_person(deployment: str, *, reason: str, settings: Settings) -> JournalView:
+def roll_back_by_person(
+    deployment: str, *, reason: str, settings: Settings, accept_loss: bool = False
+) -> JournalView:
     """Take a deployment back by a person's word, also one that was promoted or whose rollback failed.
 
     A failed rollback is repeated as a deployment of its own, which continues the failed one: what has
@@ -131,7 +149,9 @@ def roll_back_by_person(deployment: str, *, reason: str, settings: Settings) -> 
     """
     with api_if_any(settings) as api:
         deployment = _last_try(deployment, api, settings)
-    return recover(deployment, cause=reason, by="person", settings=settings, asker="person")
+    return recover(
+        deployment, cause=reason, by="person", settings=settings, asker="person", accept_loss=accept_loss
+    )
 
 
 def _last_try(deployment: str, api: PrefectApi | None, settings: Settings) -> str:
@@ -179,6 +199,7 @@ def recover_all(*, by: str, settings: Settings) -> tuple[Recovered, ...]:
             _free_abandoned(holding, api, settings)
         if api:
             _watch_promoted(found, api, settings)
+    finish_due(settings)
     return tuple(found)
 
 
@@ -263,8 +284,7 @@ def _refuse_moved_world(view: JournalView) -> None:
     """Refuse to take back a promotion that something newer was built upon."""
     if view.plan is None:
         return
-    after, now = view.plan.after, observe_fleet(view.opened.fleet)
-    moved = now.differences(after.with_health_of(now, except_for=set()))
+    moved = differences_from_promised(view.opened, view.plan, touched=set())
     if moved:
         raise WorldMovedError(
             f"{view.opened.deployment} cannot be taken back, because the system has changed since it was "

@@ -11,14 +11,16 @@ import time
 from contextlib import nullcontext
 from datetime import UTC, datetime
 
-from rules.entries import DeploymentState, Entry, Held, Intent, Moved, Undone, stamped
+from rules.database_undo import DatabaseUndo
+from rules.entries import DeploymentState, Entry, Held, Intent, Moved, Noted, Undone, stamped
 from rules.errors import ApiUnavailableError, CutOffError, DeployError, FencedError, UndoFailedError
 from rules.fleet import FleetState
 from rules.journal import JournalView, check_transition
 from rules.undo import RestoreTraffic
-from tasks.fleet import observe_fleet
+from tasks.database_undo import take_database_back
 from tasks.journal import JournalFile, Mirror
 from tasks.lease import Lease
+from tasks.observed import differences_from_before
 from tasks.prefect_api import PrefectApi
 from tasks.settings import Settings
 from tasks.undo import TargetDeadError, healthy_share, hold_traffic, take_back
@@ -40,8 +42,10 @@ class Rollback:
         mirror: Mirror | None = None,
         lease: Lease | None = None,
         api: PrefectApi | None = None,
+        accept_loss: bool = False,
     ) -> None:
         self._journal, self._settings, self._by = journal, settings, by
+        self._accept_loss = accept_loss
         self._mirror, self._lease, self._api = mirror, lease, api
         self._mirror_is_away = False
         self._deadline = time.monotonic() + settings.rollback_deadline_s
@@ -85,12 +89,7 @@ class Rollback:
     def _undo_with_tries(self, view: JournalView, intent: Intent) -> None:
         for attempt in range(1, self._settings.undo_attempts + 1):
             try:
-                return take_back(
-                    intent.undo,
-                    view.opened.fleet,
-                    deployment=view.opened.deployment,
-                    settings=self._settings,
-                )
+                return self._take_back(view, intent)
             except TargetDeadError as error:
                 self._hold(view, intent, error)
             except (FencedError, CutOffError):
@@ -102,6 +101,20 @@ class Rollback:
                     raise UndoFailedError(f"{intent.undo.describe()}: {error}") from error
                 time.sleep(_PAUSE_S * attempt)
         return None
+
+    def _take_back(self, view: JournalView, intent: Intent) -> None:
+        if isinstance(intent.undo, DatabaseUndo):
+            take_database_back(
+                view, intent.undo, settings=self._settings, accept_loss=self._accept_loss, tell=self._note
+            )
+        else:
+            deployment = view.opened.deployment
+            take_back(intent.undo, view.opened.fleet, deployment=deployment, settings=self._settings)
+
+    def _note(self, about: str, words: str) -> None:
+        """Write down what people will want to find, before it is done."""
+        self._record(Noted(about=about, words=words, by=self._by))
+        self._copy_to_mirror()
 
     def _hold(self, view: JournalView, intent: Intent, error: TargetDeadError) -> None:
         """Keep the users on the side that answers; nothing of it is taken back under them."""
@@ -117,9 +130,7 @@ class Rollback:
             return ()
         deadline = time.monotonic() + _SETTLE_S
         while True:
-            now = observe_fleet(view.opened.fleet)
-            left = now.differences(plan.before.with_health_of(now, except_for=view.touched))
-            left += self._dead_home(view, plan.before)
+            left = differences_from_before(view, plan) + self._dead_home(view, plan.before)
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(_PAUSE_S)

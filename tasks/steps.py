@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar, assert_never
+from typing import assert_never
 
-from prefect import Task, task
-from prefect.cache_policies import NO_CACHE
-
-from rules.errors import StepFailedError, VerdictFailedError, WorldMovedError
+from rules.change import ApplicationRelease
+from rules.database_plan import DatabaseAction
+from rules.errors import InvalidRequestError, StepFailedError, VerdictFailedError, WorldMovedError
 from rules.fleet import Fleet, FleetState, Instance
 from rules.plan import (
     DrainServer,
+    FleetAction,
     ObserveBatch,
     Plan,
     ProbeInstance,
@@ -28,39 +27,25 @@ from rules.plan import (
 from rules.traffic import Route, Traffic
 from rules.verdict import Outcome, Verdict
 from tasks import application, haproxy, watch
+from tasks.as_task import as_task
+from tasks.database_steps import change_database
 from tasks.deployment import OpenDeployment
 from tasks.fleet import admin_state, place
 
 #: A batch of a rolling update goes on unless it is shown to be bad: its probes passed, traffic may be low.
 _ALL_BUT_FAIL = frozenset(Outcome) - {Outcome.FAIL}
-P = ParamSpec("P")
-R = TypeVar("R")
 
-
-def _as_task(function: Callable[P, R], name: str, run_name: str, *, retries: int = 0) -> Task[P, R]:
-    """Every effect is idempotent, so a retry is safe; nothing is cached: the world may have moved."""
-    decorate = task(
-        name=name,
-        task_run_name=run_name,
-        retries=retries,
-        retry_delay_seconds=1,
-        cache_policy=NO_CACHE,
-        persist_result=False,
-    )
-    return decorate(function)
-
-
-stage_release = _as_task(application.stage_release, "stage release", "{instance.name}: stage", retries=2)
-switch_release = _as_task(application.switch_release, "switch release", "{instance.name}: switch", retries=2)
-restart_service = _as_task(
+stage_release = as_task(application.stage_release, "stage release", "{instance.name}: stage", retries=2)
+switch_release = as_task(application.switch_release, "switch release", "{instance.name}: switch", retries=2)
+restart_service = as_task(
     application.restart_service, "restart service", "{instance.name}: restart", retries=1
 )
-wait_until_ready = _as_task(
+wait_until_ready = as_task(
     application.wait_until_ready, "wait until ready", "{instance.name}: wait until ready"
 )
-smoke_test = _as_task(application.smoke_test, "smoke test", "{instance.name}: smoke tests")
-watch_side = _as_task(watch.watch_side, "watch", "{title}")
-observe_batch = _as_task(watch.observe_batch, "observe", "{title}")
+smoke_test = as_task(application.smoke_test, "smoke test", "{instance.name}: smoke tests")
+watch_side = as_task(watch.watch_side, "watch", "{title}")
+observe_batch = as_task(watch.observe_batch, "observe", "{title}")
 
 
 def _set_traffic(route: Route, traffic: Traffic, *, timeout_s: float) -> None:
@@ -80,12 +65,12 @@ def _rejoin_server(fleet: Fleet, instance: Instance) -> None:
     haproxy.rejoin(address, backend, server, deadline_s=instance.start_timeout_s)
 
 
-set_traffic = _as_task(_set_traffic, "set traffic", "traffic: {traffic.live}, {traffic.candidate}", retries=2)
-rehearse_switch = _as_task(
+set_traffic = as_task(_set_traffic, "set traffic", "traffic: {traffic.live}, {traffic.candidate}", retries=2)
+rehearse_switch = as_task(
     haproxy.rehearse_switch, "rehearse switch", "{route.key}: rehearse the switch", retries=2
 )
-drain_server = _as_task(_drain_server, "drain", "{instance.name}: drain", retries=1)
-rejoin_server = _as_task(_rejoin_server, "rejoin", "{instance.name}: rejoin", retries=1)
+drain_server = as_task(_drain_server, "drain", "{instance.name}: drain", retries=1)
+rejoin_server = as_task(_rejoin_server, "rejoin", "{instance.name}: rejoin", retries=1)
 
 
 def perform(deployment: OpenDeployment, plan: Plan, step: Step, *, expected: FleetState) -> None:
@@ -106,8 +91,21 @@ def perform(deployment: OpenDeployment, plan: Plan, step: Step, *, expected: Fle
 
 
 def _effect(deployment: OpenDeployment, plan: Plan, step: Step) -> None:
-    fleet, settings, change = deployment.fleet, deployment.settings, plan.change
-    match step.action:
+    if isinstance(step.action, DatabaseAction):
+        change_database(deployment, plan, step.action)
+    elif isinstance(plan.change, ApplicationRelease):
+        _change_fleet(deployment, plan.change, step.action, title=step.title)
+    else:
+        raise InvalidRequestError(
+            f"'{step.title}' is no step of a {plan.change.component}; nothing was done."
+        )
+
+
+def _change_fleet(
+    deployment: OpenDeployment, change: ApplicationRelease, action: FleetAction, *, title: str
+) -> None:
+    fleet, settings = deployment.fleet, deployment.settings
+    match action:
         case StageRelease(instance=name):
             stage_release(fleet.instance(name), change, deployment=deployment.name, settings=settings)
         case SwitchRelease(instance=name):
@@ -119,19 +117,19 @@ def _effect(deployment: OpenDeployment, plan: Plan, step: Step) -> None:
         case TestInstance(instance=name):
             smoke_test(fleet.instance(name), fleet, release=change.release, settings=settings)
         case SetTraffic():
-            set_traffic(_route(fleet), step.action.traffic, timeout_s=settings.command_timeout_s)
+            set_traffic(_route(fleet), action.traffic, timeout_s=settings.command_timeout_s)
         case RehearseSwitch():
-            rehearse_switch(_route(fleet), step.action.splits)
+            rehearse_switch(_route(fleet), action.splits)
         case DrainServer(instance=name):
-            drain_server(fleet, fleet.instance(name), step.action.drain_s)
+            drain_server(fleet, fleet.instance(name), action.drain_s)
         case RejoinServer(instance=name):
             rejoin_server(fleet, fleet.instance(name))
         case WatchSide():
-            verdict = watch_side(deployment, step.action, title=step.title)
-            _judge(deployment, step.title, verdict, goes_on=frozenset({Outcome.PASS}))
+            verdict = watch_side(deployment, action, title=title)
+            _judge(deployment, title, verdict, goes_on=frozenset({Outcome.PASS}))
         case ObserveBatch():
-            observed = observe_batch(deployment, step.action, title=step.title)
-            _judge(deployment, step.title, observed, goes_on=_ALL_BUT_FAIL)
+            observed = observe_batch(deployment, action, title=title)
+            _judge(deployment, title, observed, goes_on=_ALL_BUT_FAIL)
         case unknown:
             assert_never(unknown)
 

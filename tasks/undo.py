@@ -7,7 +7,14 @@ from typing import assert_never
 from rules.errors import DeployError, UndoFailedError
 from rules.fleet import Fleet
 from rules.traffic import Traffic
-from rules.undo import RemoveRehearsal, RemoveRelease, RestoreRelease, RestoreServer, RestoreTraffic, UndoStep
+from rules.undo import (
+    FleetUndo,
+    RemoveRehearsal,
+    RemoveRelease,
+    RestoreRelease,
+    RestoreServer,
+    RestoreTraffic,
+)
 from tasks import haproxy
 from tasks.application import remove_release, restore_release, running_release
 from tasks.fleet import place
@@ -22,8 +29,8 @@ class TargetDeadError(DeployError):
         super().__init__(message)
 
 
-def take_back(step: UndoStep, fleet: Fleet, *, deployment: str, settings: Settings) -> None:
-    """Bring about the state that `step` names. Repeating it changes nothing.
+def take_back(step: FleetUndo, fleet: Fleet, *, deployment: str, settings: Settings) -> None:
+    """Bring about the state of the fleet that `step` names. Repeating it changes nothing.
 
     Raises:
         TargetDeadError: traffic would go to a dead side while another one is alive.

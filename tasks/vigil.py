@@ -54,7 +54,9 @@ class Vigil:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Watch until this block ends."""
-        units = units_by_host(self._deployment.fleet.instances)
+        database = self._deployment.opened.database
+        server = database.server if database else None
+        units = units_by_host(self._deployment.fleet.instances, server)
         with ExitStack() as stack:
             self._followers = tuple(
                 stack.enter_context(JournalFollower(host, names, self._began))

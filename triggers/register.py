@@ -19,6 +19,7 @@ from prefect.events.schemas.events import ResourceSpecification
 from blocks.alertmanager import Alertmanager
 from blocks.application import Application
 from blocks.btrfs import BtrfsSnapshots
+from blocks.database import SovereignDatabase
 from blocks.environment import Environment
 from blocks.forgejo import Forgejo
 from blocks.grafana import Grafana
@@ -45,6 +46,7 @@ BLOCKS = (
     PostgresBaseBackup,
     Prometheus,
     ResticRepository,
+    SovereignDatabase,
     ZfsSnapshots,
 )
 SILENT_RUNS = "sovereign: recover silent runs"

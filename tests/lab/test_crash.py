@@ -9,13 +9,28 @@ from pathlib import Path
 
 import pytest
 
+from tests.requirements import need_zfs
+
 _PROJECT = Path(__file__).parents[2]
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("strategy", ["in_place", "blue_green", "canary", "rolling"])
-def test_a_deployment_killed_anywhere_is_recovered(strategy: str) -> None:
-    command = (sys.executable, "-m", "lab.crash", "--component", "application", "--strategy", strategy)
+@pytest.mark.parametrize(
+    ("component", "strategy"),
+    [
+        ("application", "in_place"),
+        ("application", "blue_green"),
+        ("application", "canary"),
+        ("application", "rolling"),
+        ("postgres_schema", "down"),
+        pytest.param("postgres_schema", "snapshot", marks=pytest.mark.xdist_group("zfs")),
+        ("pgvector_index", "in_place"),
+    ],
+)
+def test_a_deployment_killed_anywhere_is_recovered(component: str, strategy: str) -> None:
+    if strategy == "snapshot":
+        need_zfs()
+    command = (sys.executable, "-m", "lab.crash", "--component", component, "--strategy", strategy)
     done = subprocess.run(
         (*command, "--every", "9", "--json"),
         check=False,

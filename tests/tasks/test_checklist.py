@@ -66,8 +66,7 @@ def gate(
 ) -> ChecklistReport:
     return run_checklist(
         plan,
-        pair.fleet,
-        environment,
+        opening(pair.fleet, environment=environment),
         services or Services(),
         papers=papers or Papers(),
         api=None,
@@ -183,8 +182,7 @@ def test_a_dry_run_tells_nobody(pair, quick):
         services = Services(notifications=Notifications(urls=[webhook.apprise_url()]))
         run_checklist(
             plan,
-            pair.fleet,
-            DEVELOPMENT,
+            opening(pair.fleet, environment=DEVELOPMENT),
             services,
             papers=Papers(),
             api=None,

@@ -12,7 +12,6 @@ from lab.postgres import Postgres
 from lab.prefect_server import DRIVER, TEMPLATE, PrefectServer
 from triggers.register import SILENT_RUNS, register, watch_silent_runs
 
-
 _DATABASE = "prefect_to_register_with"
 
 
@@ -55,6 +54,7 @@ def test_registering_twice_is_registering_once(http, recover):
         "sovereign-alertmanager",
         "sovereign-application",
         "sovereign-btrfs-snapshots",
+        "sovereign-database",
         "sovereign-environment",
         "sovereign-forgejo",
         "sovereign-grafana",

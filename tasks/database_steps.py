@@ -1,0 +1,135 @@
+"""Each action on a database as a Prefect task, named after what it does to what."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import assert_never, cast
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from rules.index_plan import BuildProgress
+
+from rules.database import Database
+from rules.database_plan import (
+    ApplyMigration,
+    AttachIndexes,
+    BuildIndex,
+    DatabaseAction,
+    JudgeIndex,
+    SwapIndex,
+    TakeSnapshot,
+    VerifyDatabase,
+    VerifyIndex,
+)
+from rules.entries import Noted
+from rules.errors import InvalidRequestError
+from rules.plan import Plan
+from tasks import (
+    database_checks,
+    database_snapshot,
+    migrate,
+    vector_index,
+    vector_index_build,
+    vector_index_gate,
+)
+from tasks.as_task import as_task
+from tasks.deployment import OpenDeployment
+
+log = logging.getLogger(__name__)
+
+take_snapshot = as_task(
+    database_snapshot.take_cluster_snapshot, "take snapshot", "snapshot {snapshot}", retries=2
+)
+apply_migration = as_task(
+    migrate.apply_migration, "apply migration", "migrate to {action.migration.revision}"
+)
+verify_database = as_task(database_checks.verify_database, "verify database", "{database.name}: verify")
+build_index = as_task(
+    vector_index_build.build_index, "build index", "build {action.partition.index}", retries=1
+)
+attach_indexes = as_task(vector_index.attach_indexes, "attach indexes", "attach {action.index}", retries=1)
+judge_index = as_task(vector_index_gate.judge_index, "judge index", "judge {action.new}")
+swap_index = as_task(vector_index.swap_index, "swap index", "{database.name}: swap names")
+verify_index = as_task(vector_index_gate.verify_index, "verify index", "verify {action.index}")
+
+
+def change_database(deployment: OpenDeployment, plan: Plan, action: DatabaseAction) -> None:
+    """Do one action of a plan on its database.
+
+    Raises:
+        DeployError: it failed; see each task.
+    """
+    database, name, heed = _database(deployment), deployment.name, _heed(deployment)
+    match action:
+        case TakeSnapshot():
+            taken = take_snapshot(database, action.snapshot, settings=deployment.settings)
+            _note(deployment, "snapshot", f"{taken.identity}, taken {taken.taken_at:%F %T} UTC")
+        case ApplyMigration():
+            apply_migration(database, action, deployment=name, heed=heed)
+        case VerifyDatabase():
+            _verify(deployment, plan, database)
+        case BuildIndex():
+            _build(deployment, database, action)
+        case AttachIndexes():
+            attach_indexes(database, action, deployment=name, heed=heed)
+        case JudgeIndex():
+            measured = judge_index(database, action, deployment=name)
+            _note(deployment, "index_judged", measured.in_words)
+        case SwapIndex():
+            swap_index(database, action, deployment=name, heed=heed)
+        case VerifyIndex():
+            measured = verify_index(database, action, deployment=name)
+            _note(deployment, "index_verified", measured.in_words)
+        case unknown:
+            assert_never(unknown)
+
+
+def _verify(deployment: OpenDeployment, plan: Plan, database: Database) -> None:
+    before, expected = plan.database, plan.database_after
+    if before is None or expected is None:
+        raise InvalidRequestError(f"the plan of {deployment.name} records no database")
+    verify_database(
+        database,
+        expected=expected,
+        before=before,
+        queries_before=before.queries,
+        deployment=deployment.name,
+    )
+
+
+def _build(deployment: OpenDeployment, database: Database, action: BuildIndex) -> None:
+    """Build one index, and show how far it is."""
+    shown = cast("UUID", create_progress_artifact(0.0, description=f"Building {action.partition.index}"))
+    notices: set[str] = set()
+
+    def progress(now: BuildProgress) -> None:
+        update_progress_artifact(shown, round(100 * (now.done_ratio or 0.0), 1))
+        for notice in set(now.notices) - notices:
+            notices.add(notice)
+            log.warning("%s: %s", action.partition.index, notice)
+
+    build_index(database, action, deployment=deployment.name, progress=progress, heed=_heed(deployment))
+    update_progress_artifact(shown, 100.0)
+    for notice in sorted(notices):
+        _note(deployment, "notice", f"{action.partition.index}: {notice}")
+
+
+def _heed(deployment: OpenDeployment) -> Callable[[], None]:
+    """Return what stops a long effect that must not go on."""
+
+    def heed() -> None:
+        deployment.prove_ours()
+        deployment.heed()
+
+    return heed
+
+
+def _note(deployment: OpenDeployment, about: str, words: str) -> None:
+    deployment.record(Noted(about=about, words=words))
+
+
+def _database(deployment: OpenDeployment) -> Database:
+    if deployment.opened.database is None:
+        raise InvalidRequestError(f"{deployment.name} names no database")
+    return deployment.opened.database

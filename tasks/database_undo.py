@@ -1,0 +1,131 @@
+"""Take one step of a change of a database back: from the journal's data alone, with no API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import assert_never
+
+from rules.change import SchemaChange
+from rules.cluster_loss import ClusterLoss, LossNotAcceptedError
+from rules.database import Database
+from rules.database_undo import DatabaseUndo, RemoveIndex, RestoreIndexNames, RestoreSnapshot, RevertMigration
+from rules.errors import InvalidRequestError
+from rules.journal import JournalView
+from rules.schema_plan import refuse_stranding
+from tasks.database_snapshot import loss_to_accept, restore_cluster
+from tasks.fleet import running_releases
+from tasks.migrate import is_applied, revert_migration
+from tasks.postgres import DatabaseUnreachableError
+from tasks.settings import Settings
+from tasks.vector_index import remove_index, restore_index_names
+
+
+def take_database_back(
+    view: JournalView,
+    step: DatabaseUndo,
+    *,
+    settings: Settings,
+    accept_loss: bool,
+    tell: Callable[[str, str], None],
+) -> None:
+    """Bring about the state of the database that `step` names. Repeating it changes nothing.
+
+    Args:
+        view: the deployment's journal.
+        step: what to take back.
+        settings: of this host.
+        accept_loss: a person has accepted what a way back through a snapshot loses.
+        tell: keeps a note, of a kind and in words, before what it says is done.
+
+    Raises:
+        DeployError: it did not work; the message says how far it came.
+    """
+    database, deployment = database_of(view), view.opened.deployment
+    match step:
+        case RevertMigration():
+            refuse_to_strand(view, step)
+            revert_migration(database, step, deployment=deployment)
+        case RestoreSnapshot():
+            refuse_to_strand(view, step)
+
+            def tell_loss(loss: ClusterLoss) -> None:
+                tell("loss", loss.in_words)
+
+            restore_cluster(
+                database,
+                step,
+                deployment=deployment,
+                settings=settings,
+                accept_loss=accept_loss,
+                tell=tell_loss,
+            )
+        case RemoveIndex():
+            remove_index(database, step, deployment=deployment)
+        case RestoreIndexNames():
+            restore_index_names(database, step, deployment=deployment)
+        case unknown:
+            assert_never(unknown)
+
+
+def refuse_to_strand(view: JournalView, step: RevertMigration | RestoreSnapshot) -> None:
+    """Refuse to bring back a schema that an application, as it runs now, cannot work with.
+
+    Raises:
+        InvalidRequestError: says which, and what to do first.
+    """
+    change = view.plan.change if view.plan else None
+    if not isinstance(change, SchemaChange) or not change.serves:
+        return
+    try:
+        applied = is_applied(
+            database_of(view), step.migration, step.version_table, deployment=view.opened.deployment
+        )
+    except DatabaseUnreachableError:
+        return  # stopped by an earlier try, which had asked; or nobody can work with it anyway
+    if applied:
+        refuse_stranding(change.serves, running_releases(view.opened.users), back=True)
+
+
+def refuse_unaccepted_loss(view: JournalView, *, settings: Settings, accept_loss: bool) -> None:
+    """Refuse a way back that loses more than its plan allows, unless a person has accepted that.
+
+    Raises:
+        LossNotAcceptedError: says how much; nothing was changed.
+    """
+    if accept_loss:
+        return
+    limits = [i.undo.max_loss_s for i in view.to_undo if isinstance(i.undo, RestoreSnapshot)]
+    loss = loss_through_snapshot(view, settings=settings) if limits else None
+    if loss and loss.lost_s > min(limits):
+        raise LossNotAcceptedError(
+            f"{view.opened.deployment} was not taken back, nothing was changed: {loss.in_words} That is more "
+            f"than the {min(limits):g} s that may be lost without asking. If that is what you want, run "
+            "roll-back with accept_loss, or repair the data forward."
+        )
+
+
+def loss_through_snapshot(view: JournalView, *, settings: Settings) -> ClusterLoss | None:
+    """Return what taking a deployment back would lose now; None: its way back leads through no snapshot.
+
+    Raises:
+        DeployError: it cannot be measured.
+    """
+    for step in (intent.undo for intent in view.to_undo):
+        if isinstance(step, RestoreSnapshot):
+            loss = loss_to_accept(
+                database_of(view), step, deployment=view.opened.deployment, settings=settings
+            )
+            if loss:
+                return loss
+    return None
+
+
+def database_of(view: JournalView) -> Database:
+    """Return the database that a deployment changes.
+
+    Raises:
+        InvalidRequestError: it changes none.
+    """
+    if view.opened.database is None:
+        raise InvalidRequestError(f"{view.opened.deployment} names no database")
+    return view.opened.database

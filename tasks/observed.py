@@ -1,0 +1,96 @@
+"""Read the system that a change was about, and compare it with what its plan recorded or promised."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from rules.change import ApplicationRelease, IndexChange, SchemaChange
+from rules.database import Database, DatabaseState
+from rules.database_plan import BuildIndex
+from rules.entries import Opened
+from rules.errors import DeployError, InvalidRequestError
+from rules.journal import JournalView
+from rules.plan import Plan
+from tasks.database import observe_database
+from tasks.database_checks import corruption
+from tasks.fleet import observe_fleet
+from tasks.postgres import connection
+
+
+def differences_from_before(view: JournalView, plan: Plan) -> tuple[str, ...]:
+    """Say where the system is not as it was before the change; empty: all is as before.
+
+    Raises:
+        DeployError: it cannot be read.
+    """
+    match plan.change:
+        case ApplicationRelease():
+            now = observe_fleet(view.opened.fleet)
+            return now.differences(plan.before.with_health_of(now, except_for=view.touched))
+        case SchemaChange() | IndexChange():
+            return _database_now(view.opened, plan, check=True).differences(_recorded(plan))
+        case unknown:
+            assert_never(unknown)
+
+
+def differences_from_promised(opened: Opened, plan: Plan, *, touched: set[str]) -> tuple[str, ...]:
+    """Say where the system is not as the plan promised it; empty: it is.
+
+    Args:
+        opened: of the deployment.
+        plan: its plan.
+        touched: instances whose health the change answers for; others may have fallen ill by themselves.
+
+    Raises:
+        DeployError: it cannot be read.
+    """
+    match plan.change:
+        case ApplicationRelease():
+            now = observe_fleet(opened.fleet)
+            return now.differences(plan.after.with_health_of(now, except_for=touched))
+        case SchemaChange() | IndexChange():
+            promised = plan.database_after
+            if promised is None:
+                raise InvalidRequestError(f"the plan of {opened.deployment} records no database")
+            # content is the users' from the promotion on
+            promised = promised.model_copy(update={"tables": {}})
+            return _database_now(opened, plan, check=False).differences(promised)
+        case unknown:
+            assert_never(unknown)
+
+
+def database_answers(database: Database, *, deployment: str) -> bool:
+    """Return whether a database takes a connection and a question now."""
+    try:
+        with connection(database, deployment=deployment, read_only=True) as session:
+            session.execute("SELECT 1")
+    except DeployError:
+        return False
+    return True
+
+
+def _database_now(opened: Opened, plan: Plan, *, check: bool) -> DatabaseState:
+    if opened.database is None:
+        raise InvalidRequestError(f"{opened.deployment} names no database")
+    table = plan.change.table if isinstance(plan.change, IndexChange) else None
+    now = observe_database(
+        opened.database, deployment=opened.deployment, like=_recorded(plan), indexes_of=table
+    )
+    faults = corruption(opened.database) if check and opened.database.check_corruption else ()
+    return _of_plan(now, plan).model_copy(update={"faults": faults})
+
+
+def _of_plan(now: DatabaseState, plan: Plan) -> DatabaseState:
+    """Leave out what an index change has nothing to do with: partitions that users have made meanwhile."""
+    if not isinstance(plan.change, IndexChange):
+        return now
+    leaves = {step.action.partition.table for step in plan.steps if isinstance(step.action, BuildIndex)}
+    tables = {plan.change.table, *leaves}
+    indexes = {name: facts for name, facts in now.indexes.items() if facts.table in tables}
+    return now.model_copy(update={"indexes": indexes, "schema_sha256": None})
+
+
+def _recorded(plan: Plan) -> DatabaseState:
+    if plan.database is None:
+        raise InvalidRequestError("the plan records no database")
+    return plan.database

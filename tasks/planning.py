@@ -1,0 +1,130 @@
+"""Make the plan of a change from the system as it is now. Nothing live is touched."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from rules.change import ApplicationRelease, Change, IndexChange, SchemaChange
+from rules.database import Database
+from rules.entries import Opened
+from rules.errors import InvalidRequestError
+from rules.fleet import FleetState
+from rules.index_plan import plan_index, without_leftovers
+from rules.plan import Plan
+from rules.rehearsal_page import rehearsal_page
+from rules.rollout import plan_rollout
+from rules.schema_plan import plan_schema, refuse_dangers, refuse_stranding
+from rules.strategy import InPlace, Strategy
+from tasks.database import observe_database
+from tasks.database_checks import measured_queries
+from tasks.fleet import observe_fleet, running_releases
+from tasks.history import records
+from tasks.migration_lint import lint
+from tasks.migrations import read_migrations
+from tasks.prefect_api import PrefectApi
+from tasks.rehearsal import rehearse, remove_rehearsals
+from tasks.settings import Settings
+from tasks.sql_statements import destroys_data
+from tasks.vector_index import read_catalog
+
+#: Deployments that may still be taken back, and their application with them.
+_BAKING = frozenset({"running", "rolling_back", "promoted", "rollback_failed"})
+
+
+def plan_now(change: Change, strategy: Strategy, opened: Opened, settings: Settings) -> Plan:
+    """Return the plan for the system as it is now; a schema change is rehearsed on a copy for it.
+
+    Raises:
+        InvalidRequestError: the request makes no sense for this system.
+        DeployError: the system cannot be read.
+    """
+    before = observe_fleet(opened.fleet)
+    match change:
+        case ApplicationRelease():
+            return plan_rollout(change, strategy, opened.fleet, before)
+        case SchemaChange():
+            _refuse_strategy(change, strategy)
+            return _plan_schema(change, _database(opened), opened, before, settings=settings)
+        case IndexChange():
+            _refuse_strategy(change, strategy)
+            return _plan_index(change, _database(opened), opened, before)
+        case unknown:
+            assert_never(unknown)
+
+
+def _plan_schema(
+    change: SchemaChange, database: Database, opened: Opened, fleet: FleetState, *, settings: Settings
+) -> Plan:
+    refuse_stranding(change.serves, running_releases(opened.users), back=False)
+    if change.phase == "contract":
+        _refuse_while_baking(change, settings)
+    remove_rehearsals(database, settings=settings)
+    before = observe_database(database, deployment=opened.deployment)
+    before = before.model_copy(update={"queries": measured_queries(database, deployment=opened.deployment)})
+    migrations = read_migrations(change.migrations, target=change.release, applied=before.revisions)
+    findings = lint(migrations)
+    refuse_dangers(findings, change.accepted_lint)
+    rehearsal = None
+    if migrations.pending:
+        rehearsal = rehearse(database, migrations, deployment=opened.deployment, settings=settings)
+    destroying = frozenset(
+        m.revision for m in migrations.pending if any(destroys_data(statement) for statement in m.up)
+    )
+    plan = plan_schema(
+        change,
+        migrations,
+        rehearsal,
+        database=database,
+        before=before,
+        fleet=fleet,
+        destroying=destroying,
+        deployment=opened.deployment,
+    )
+    warned = tuple(f"{f.revision}, statement {f.statement + 1}: {f.rule}: {f.message}" for f in findings)
+    shown = (rehearsal_page(rehearsal),) if rehearsal else ()
+    return plan.model_copy(update={"notes": (*plan.notes, *warned, *shown)})
+
+
+def _plan_index(change: IndexChange, database: Database, opened: Opened, fleet: FleetState) -> Plan:
+    name = opened.deployment
+    # what an earlier try has built is taken over, and is not there to come back to
+    before = without_leftovers(observe_database(database, deployment=name, indexes_of=change.table))
+    before = before.model_copy(update={"queries": measured_queries(database, deployment=name)})
+    planned = plan_index(change, read_catalog(database, change, deployment=name), before)
+    return Plan(
+        change=change,
+        strategy=InPlace(),
+        before=fleet,
+        database=before,
+        steps=planned.steps,
+        finish=planned.finish,
+        notes=planned.notes,
+    )
+
+
+def _refuse_while_baking(change: SchemaChange, settings: Settings) -> None:
+    """Refuse to take away what an application needs that may still return."""
+    targets = {f"application-{served.application}" for served in change.serves}
+    with PrefectApi(settings) as api:
+        baking = [r for r in records(api, settings) if r.target in targets and r.state in _BAKING]
+    if baking:
+        words = ", ".join(f"{record.deployment} is {record.state}" for record in baking)
+        raise InvalidRequestError(
+            f"A contract step has to wait for the application's bake: {words}, and may still be taken back "
+            "to a release that needs what this step takes away. Nothing was touched. Deploy it once that is "
+            "completed."
+        )
+
+
+def _refuse_strategy(change: SchemaChange | IndexChange, strategy: Strategy) -> None:
+    if not isinstance(strategy, InPlace) or strategy.instance:
+        raise InvalidRequestError(
+            f"A {change.component} has one database and no instances to shift traffic between: use the "
+            "strategy in_place without an instance. Nothing was touched."
+        )
+
+
+def _database(opened: Opened) -> Database:
+    if opened.database is None:
+        raise InvalidRequestError(f"{opened.deployment} names no database")
+    return opened.database

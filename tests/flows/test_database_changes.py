@@ -1,0 +1,250 @@
+"""Schema and index changes of a database with users: good ones go through, bad ones come back to the same."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from blocks.database import save_database
+from blocks.environment import Environment
+from flows.deploy import deploy
+from flows.guard import TakenBackError
+from flows.recover import roll_back
+from lab.database import LabDatabase
+from lab.database_load import DatabaseLoad, LoadFigures
+from lab.database_migrations import (
+    LabMigrations,
+    bad_delete,
+    bad_half_way,
+    bad_rename,
+    bad_slow,
+    good_contract,
+    good_expand,
+)
+from lab.prefect_server import PrefectServer
+from lab.zfs import LabZfs
+from rules.change import IndexChange, SchemaChange
+from rules.cluster_loss import LossNotAcceptedError
+from rules.database import DatabaseState
+from rules.entries import Noted
+from rules.environment import Monitoring
+from rules.errors import InvalidRequestError
+from rules.journal import JournalView
+from rules.strategy import BlueGreen, InPlace
+from rules.vector_index import Hnsw, IndexGate
+from tasks.database import observe_database
+from tasks.journal import journals
+from tests.requirements import need_zfs
+
+log = logging.getLogger(__name__)
+#: The machine's one zfs-fuse is taken by one process at a time: keep its tests in one.
+pytestmark = pytest.mark.xdist_group("zfs")
+
+TABLE = "public.episodic_memories"
+INDEX = "episodic_memories_embedding_idx"
+#: Watched for a moment: what is tested is the way there and back.
+SHORT = Monitoring(every_s=86_400, for_s=86_400)
+
+
+class Memories(NamedTuple):
+    """A database with users, known to Prefect."""
+
+    lab: LabDatabase
+    load: DatabaseLoad
+    journal_dir: Path
+
+    def deploy(self, change: SchemaChange | IndexChange) -> None:
+        deploy(change, InPlace(), environment="memories")
+
+    def view(self) -> JournalView:
+        """Return the newest deployment's journal."""
+        return max(
+            (journal.read() for journal in journals(self.journal_dir)), key=lambda view: view.opened.at
+        )
+
+    def state(self, like: DatabaseState | None = None) -> DatabaseState:
+        """Return the database's state; content as far as it was there for `like`."""
+        return observe_database(self.lab.database, deployment="test", like=like, indexes_of=TABLE)
+
+    def index(self, **fields: Any) -> IndexChange:
+        return IndexChange(
+            **{
+                "database": self.lab.name,
+                "table": TABLE,
+                "column": "embedding",
+                "index": INDEX,
+                "how": Hnsw(m=16, ef_construction=64, ef_search=80),
+                "gate": IndexGate(queries=20, max_latency_ratio=20),
+                **fields,
+            }
+        )
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabZfs]:
+    need_zfs()
+    with LabZfs(tmp_path_factory.mktemp("zfs")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def kept_database(
+    pool: LabZfs, tmp_path_factory: pytest.TempPathFactory, lab_cache: Path
+) -> Iterator[LabDatabase]:
+    """One database for all tests here: each leaves it as it was, or says what it left."""
+    with LabDatabase(tmp_path_factory.mktemp("memories"), zfs=pool, cache=lab_cache) as running:
+        yield running
+
+
+@pytest.fixture
+def memories(
+    kept_database: LabDatabase,
+    prefect_api: PrefectServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Memories]:
+    """The database with readers and writers; a deployment that a test leaves is taken back."""
+    monkeypatch.setenv("SOVEREIGN_JOURNAL_DIR", str(tmp_path / "journal"))
+    monkeypatch.setenv("SOVEREIGN_HOST", "here")
+    monkeypatch.setenv("SOVEREIGN_BASELINE_S", "0.3")
+    save_database(kept_database.database)
+    Environment(monitoring=SHORT).save("memories", overwrite=True)
+    with DatabaseLoad(kept_database.database, tmp_path / "load") as load:
+        running = Memories(kept_database, load, tmp_path / "journal")
+        yield running
+        for view in (journal.read() for journal in journals(tmp_path / "journal")):
+            if view.state == "promoted":
+                roll_back(view.opened.deployment, "the test is over", accept_loss=True)
+
+
+def seen(load: DatabaseLoad, what: str, *, may_be_refused: bool = False) -> LoadFigures:
+    """Return what users saw; whatever is done to the schema, no read has failed."""
+    figures = load.figures()
+    log.info(
+        "%s: %d reads, %d failed, %d refused, longest stall %.0f ms, p50 %.1f ms",
+        what,
+        figures.reads,
+        figures.failed,
+        figures.refused,
+        1000 * figures.longest_stall_s,
+        1000 * figures.p50_s,
+    )
+    assert figures.failed == 0
+    assert may_be_refused or figures.refused == 0
+    return figures
+
+
+def assert_as_before(memories: Memories, before: DatabaseState) -> None:
+    assert memories.view().state == "rolled_back", memories.view().reason
+    now = memories.state(before)
+    assert now.differences(before) == ()
+    assert now.tables == before.tables
+
+
+def test_a_good_schema_change_is_promoted_and_taken_back_by_its_way_down(
+    memories: Memories, tmp_path: Path
+) -> None:
+    before = memories.state()
+    memories.deploy(good_expand(tmp_path / "m").change(memories.lab.name))
+
+    view = memories.view()
+    assert view.state == "promoted"
+    assert view.plan
+    assert "rehears" in " ".join(view.plan.notes).lower()
+    after = memories.state(before)
+    assert after.revisions != before.revisions
+    assert after.tables == before.tables
+    roll_back(view.opened.deployment, "second thoughts")
+    assert_as_before(memories, before)
+    seen(memories.load, "expand and back")
+
+
+BAD = {
+    "fails half-way": (bad_half_way, "key-7"),
+    "breaks a query": (bad_rename, "setting"),
+    "makes a query slow": (bad_slow, "earlier-of-its-kind"),
+    "loses rows": (bad_delete, "public.settings"),
+}
+
+
+@pytest.mark.parametrize(("build", "words"), BAD.values(), ids=BAD.keys())
+def test_a_bad_schema_change_comes_back_to_the_same_checksums(
+    memories: Memories, tmp_path: Path, build: Any, words: str
+) -> None:
+    before = memories.state()
+    migrations: LabMigrations = build(tmp_path / "m")
+    rules = ("delete-without-where", *migrations.accepted_lint)
+    with pytest.raises((TakenBackError, InvalidRequestError), match=words):
+        memories.deploy(migrations.change(memories.lab.name, accepted_lint=rules))
+
+    view = memories.view()
+    if view.state == "aborted":  # the rehearsal found it out: nothing was touched
+        assert view.intents == ()
+        assert memories.state(before).differences(before) == ()
+        seen(memories.load, "refused")
+        return
+    assert_as_before(memories, before)
+    seen(memories.load, "bad change and back", may_be_refused=build is bad_delete)
+
+
+def test_what_only_the_snapshot_brings_back_loses_as_many_commits_as_it_said(
+    memories: Memories, tmp_path: Path
+) -> None:
+    before = memories.state()
+    change = good_contract(tmp_path / "m").change(memories.lab.name, max_loss_s=0)
+    memories.deploy(change)
+    view = memories.view()
+    assert view.state == "promoted"
+
+    with pytest.raises(LossNotAcceptedError, match="accept_loss"):
+        roll_back(view.opened.deployment, "second thoughts")
+    assert memories.view().state == "promoted"
+    roll_back(view.opened.deployment, "second thoughts", accept_loss=True)
+
+    assert_as_before(memories, before)
+    notes = [
+        entry.words for entry in memories.view().entries if isinstance(entry, Noted) and entry.about == "loss"
+    ]
+    lost = memories.load.lost()
+    assert lost
+    assert f"{len(lost)} commits" in notes[-1]
+    seen(memories.load, "snapshot and back", may_be_refused=True)
+
+
+def test_a_good_index_serves_while_the_old_one_is_kept_and_comes_back_at_once(memories: Memories) -> None:
+    before = memories.state()
+    memories.deploy(memories.index())
+
+    view, after = memories.view(), memories.state(before)
+    assert view.state == "promoted"
+    assert "m='16'" in after.indexes[f"public.{INDEX}"].definition
+    assert len(after.indexes) > len(before.indexes)  # the old one is still there
+    roll_back(view.opened.deployment, "second thoughts")
+    assert_as_before(memories, before)
+    seen(memories.load, "index and back")
+
+
+def test_an_index_with_too_little_recall_never_serves(memories: Memories) -> None:
+    before = memories.state()
+    poor = memories.index(how=Hnsw(m=2, ef_construction=4, ef_search=1), gate=IndexGate(min_recall=1.0))
+    with pytest.raises(TakenBackError, match="recall"):
+        memories.deploy(poor)
+
+    assert_as_before(memories, before)
+    seen(memories.load, "poor index and back")
+
+
+def test_a_strategy_that_makes_no_sense_is_refused_before_anything_is_touched(
+    memories: Memories, tmp_path: Path
+) -> None:
+    before = memories.state()
+    change = good_expand(tmp_path / "m").change(memories.lab.name)
+    with pytest.raises(TakenBackError, match="use the strategy in_place"):
+        deploy(change, BlueGreen(), environment="memories")
+
+    assert memories.view().state == "aborted"
+    assert memories.state(before).differences(before) == ()
