@@ -45,7 +45,9 @@ class SovereignDatabase(Block):
     _block_type_slug: ClassVar[str] = "sovereign-database"
     _description: ClassVar[str] = "A PostgreSQL database whose schema and vector indexes are deployed to."
 
-    address: DatabaseAddress = Field(description="where it answers")
+    address: DatabaseAddress = Field(
+        description="where it answers; a socket directory or 127.0.0.1 means the worker's own machine"
+    )
     server: Server | None = Field(default=None, description="none: its files are out of reach")
     programs: str = Field(
         default="", description="directory with pg_dump, pg_amcheck and the others; empty: on PATH"

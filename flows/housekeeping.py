@@ -8,7 +8,7 @@ from blocks.environment import Environment, load_environment
 from rules.errors import DeployError
 from tasks.aftermath import keep_books
 from tasks.backup_round import prune
-from tasks.finish import finish_due
+from tasks.finish import finish_due, prune_ways_back
 from tasks.services import load_services
 from tasks.settings import Settings
 
@@ -18,7 +18,7 @@ def housekeeping() -> dict[str, list[str]]:
     """Let the backups of every environment go that are older than it wants them kept.
 
     Returns:
-        Environment -> names of the backups that are gone.
+        Environment -> names of the backups that are gone; `schema changes` -> snapshots they need no more.
     """
     settings, logger = Settings(), get_run_logger()
     gone: dict[str, list[str]] = {}
@@ -33,6 +33,9 @@ def housekeeping() -> dict[str, list[str]]:
         gone[name] = list(pruned)
         logger.info("%s: %d old backups are gone", name, len(pruned))
     finish_due(settings, again=True)
+    ways_back = prune_ways_back(settings)
+    if ways_back:
+        gone["schema changes"] = list(ways_back)
     keep_books(settings)
     return gone
 

@@ -10,6 +10,7 @@ from rules.errors import DeployError
 from rules.journal import JournalView
 from rules.record import DeploymentRecord, record_of
 from tasks.aftermath import after_end, keep_books
+from tasks.finish import finish_due
 from tasks.journal import JournalFile
 from tasks.prefect_api import PrefectApi
 from tasks.recover import Recovered, recover_all, roll_back_by_person
@@ -31,6 +32,7 @@ def recover() -> list[Recovered]:
             after_end(view, api=api, settings=settings)
             end_dead_run(api, one.flow_run_id, f"{one.deployment} is {one.state}: {one.reason}")
     keep_books(settings)
+    finish_due(settings)  # last: nothing that was recovered waits to be told
     return list(looked_at)
 
 

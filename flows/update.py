@@ -8,10 +8,11 @@ from rules.change import Change
 from rules.record import DeploymentRecord, record_of
 from rules.strategy import Strategy
 from tasks.deployment import OpenDeployment, supersede_promoted
-from tasks.planning import plan_now
+from tasks.planning import plan_now, renewed
 from tasks.settings import Settings
 
-TIMEOUT_S = 6 * 3600
+#: With the wait for an approval, and the build of an index on a large table.
+TIMEOUT_S = 48 * 3600
 
 
 def update(change: Change, strategy: Strategy) -> DeploymentRecord:
@@ -42,6 +43,8 @@ def update(change: Change, strategy: Strategy) -> DeploymentRecord:
 
 
 def _roll_out(deployment: OpenDeployment) -> None:
-    plan = deployment.plan
+    plan = renewed(deployment.plan, deployment.opened, deployment.settings)
+    if plan != deployment.plan:
+        deployment.planned(plan)
     walk(deployment, plan)
     verify(deployment, plan)

@@ -19,6 +19,8 @@ from rules.hosts import HostAddress
 PREFIX = "sovereign-"
 #: Taken for a moment to measure what was written since another one; no backup, so not with our prefix.
 MEASURING = "sovereign_measure"
+#: Ends the names of the snapshots that schema changes go back through.
+SCHEMA_SUFFIX = "-schema"
 
 _LEVEL = r"[A-Za-z0-9_][A-Za-z0-9_.:-]*"
 
@@ -101,6 +103,11 @@ class Stored(Frozen):
 def backup_name(deployment: Name) -> str:
     """Return the name of a deployment's backups, the same each time, so that a retry finds the first one."""
     return f"{PREFIX}{deployment}"
+
+
+def is_way_back(label: str) -> bool:
+    """Return whether a snapshot is a schema change's way back, and so no backup: no retention counts it."""
+    return label.startswith(PREFIX) and label.removeprefix(PREFIX).endswith(SCHEMA_SUFFIX)
 
 
 def expired(backups: Iterable[Stored], *, now: datetime, keep_s: float) -> tuple[Stored, ...]:

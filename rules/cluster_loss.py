@@ -1,13 +1,18 @@
-"""What bringing a whole cluster back to a snapshot loses: the commits, the time and the bytes since."""
+"""What bringing a whole cluster back to a snapshot loses: the commits, the time and the bytes since.
+
+And which of these snapshots may go.
+"""
 
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from collections.abc import Collection, Iterable
+from datetime import UTC, datetime, timedelta
 from typing import Self
 
 from pydantic import AwareDatetime, Field
 
+from rules.backup import Stored, is_way_back
 from rules.errors import DeployError
 from rules.frozen import Count, Frozen, Seconds
 
@@ -187,3 +192,26 @@ def _commits_in_words(commits: Commits, lost_s: float) -> str:
         return "no commit"
     many = "1 commit" if commits.count == 1 else f"{commits.count} commits"
     return f"{many} of {lost_s:.1f} s (the change's own and the server's background work included)"
+
+
+# --- the snapshots ---------------------------------------------------------------------------------
+
+
+def expired_ways_back(
+    stored: Iterable[Stored], *, keep: Collection[str], now: datetime, keep_s: float
+) -> tuple[Stored, ...]:
+    """Return the snapshots that no schema change goes back through any more, oldest first.
+
+    Never one that is held or cloned, never a backup, never one that is not ours. Unlike of backups the
+    newest may go too: it is worth nothing without the change that it was taken for.
+
+    Args:
+        stored: the dataset's snapshots.
+        keep: names, dataset@label, of those that are still needed, however old.
+        now: the time.
+        keep_s: seconds for which any other one is kept.
+    """
+    oldest_kept = now - timedelta(seconds=keep_s)
+    old = (each for each in stored if is_way_back(each.label) and each.taken_at < oldest_kept)
+    free = (each for each in old if each.identity not in keep and not each.is_held)
+    return tuple(sorted(free, key=lambda each: each.taken_at))

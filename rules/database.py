@@ -111,6 +111,13 @@ class Database(Frozen):
     )
 
     @property
+    def is_local(self) -> bool:
+        """Whether its address or its server's host means the very machine that a flow runs on."""
+        name = self.address.host
+        by_address = name.startswith(("/", "127.")) or name in {"localhost", "::1"}
+        return by_address or (self.server is not None and self.server.host.address is None)
+
+    @property
     def zfs(self) -> ZfsDataset | None:
         """The dataset that holds it, if it can be taken back through a snapshot."""
         return self.server.zfs if self.server else None

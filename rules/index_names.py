@@ -48,15 +48,24 @@ def is_kept(index: str) -> bool:
 
 
 def is_leftover(index: str, *, parent: str | None) -> bool:
-    """Return whether it is what a build has left, or still builds: it serves nobody yet."""
-    return parent is None and bool(_WORK.search(index))
+    """Return whether it is what a build has left or still makes, or a part of such: it serves nobody yet."""
+    return bool(_WORK.search(parent or index))
 
 
-def without_leftovers(state: DatabaseState) -> DatabaseState:
-    """Return a state without unfinished indexes, which a change takes over and its way back removes."""
+def without_leftovers(state: DatabaseState, *, own: AbstractSet[str] = frozenset()) -> DatabaseState:
+    """Return a state without indexes that serve nobody, which come and go beside a change.
+
+    These are unfinished ones, which a change takes over and its way back removes, and those that are kept for
+    the way back of other changes, which are dropped once nothing leads back to them. Parts go with the whole.
+
+    Args:
+        state: as it was read.
+        own: indexes of the change itself, by name: what the state has of them counts.
+    """
 
     def counts(name: str, facts: IndexFacts) -> bool:
-        return not is_leftover(name, parent=facts.parent)
+        whole = facts.parent or name
+        return bool(own & {name, whole}) or not (is_leftover(name, parent=facts.parent) or is_kept(whole))
 
-    kept = {name: facts for name, facts in state.indexes.items() if counts(name, facts)}
-    return state.model_copy(update={"indexes": kept})
+    counted = {name: facts for name, facts in state.indexes.items() if counts(name, facts)}
+    return state.model_copy(update={"indexes": counted})

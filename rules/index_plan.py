@@ -81,12 +81,21 @@ class _Names(NamedTuple):
         return self.old is not None and self.old.is_valid and len(self.old_leaves) == len(self.partitions)
 
 
-def plan_index(change: IndexChange, catalog: TableCatalog, before: DatabaseState) -> IndexPlan:
+def plan_index(
+    change: IndexChange, catalog: TableCatalog, before: DatabaseState, *, seed: str = ""
+) -> IndexPlan:
     """Return the steps that bring the index about, each with its way back; none when it is there already.
 
     An unfinished index of an earlier try is taken over where `before` leaves it out (`without_leftovers`).
     One that `before` tells of has to be there again after a way back: the new one is built beside it, and
     it is dropped at the end.
+
+    Args:
+        change: what is asked for.
+        catalog: of its table, as it is now.
+        before: the state that a way back returns to.
+        seed: of the deployment alone: no other one ever keeps an old index under the same name, and so
+            removes this one's for its own.
 
     Raises:
         InvalidRequestError: it cannot be done; says what would work. Nothing was touched.
@@ -101,7 +110,7 @@ def plan_index(change: IndexChange, catalog: TableCatalog, before: DatabaseState
     refuse_rivals(stable, parts, catalog)
     names = _names(change, parts, catalog, before=before)
     if old:
-        names = _with_old(names, old, parts, catalog)
+        names = _with_old(names, old, catalog, seed=f"{seed}|{old.definition}|{catalog.definition(parts)}")
     planned = _actions(change, parts, catalog, names)
     steps = tuple(
         Step(number=number, title=title, action=action, undo=undo)
@@ -145,9 +154,8 @@ def _leftovers(catalog: TableCatalog) -> list[FoundIndex]:
     return [one for one in catalog.indexes if is_leftover(one.index, parent=one.parent)]
 
 
-def _with_old(names: _Names, old: FoundIndex, parts: IndexParts, catalog: TableCatalog) -> _Names:
+def _with_old(names: _Names, old: FoundIndex, catalog: TableCatalog, *, seed: str) -> _Names:
     taken = {*catalog.taken, *(one.index for one in catalog.indexes)}
-    seed = f"{old.definition}|{catalog.definition(parts)}"
     kept = kept_name(names.stable.split(".")[1], seed, schema=catalog.schema_name, taken=taken)
     leaves = tuple(sorted(leaf.index for leaf in catalog.leaves_of(old) if leaf.is_valid))
     return names._replace(old=old, kept=kept, old_leaves=leaves)
@@ -229,7 +237,7 @@ def _finish(names: _Names, catalog: TableCatalog, before: DatabaseState) -> tupl
     dropped += [
         (one.index, one.table)
         for one in _leftovers(catalog)
-        if one.index in before.indexes and one.index not in built
+        if one.parent is None and one.index in before.indexes and one.index not in built
     ]
     return tuple(
         DropOldIndex(

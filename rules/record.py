@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from rules.checklist import ChecklistReport
+from rules.database_plan import ApplyMigration
 from rules.entries import (
     Approved,
     BackedUp,
@@ -149,7 +150,7 @@ def progress_page(deployment: str, entries: Sequence[Entry]) -> str:
 def plan_page(plan: Plan) -> str:
     """Return a plan as a Markdown page: each step with its way back, and what users will notice."""
     notice = "; ".join(plan.interruptions) or "nothing"
-    notes = [f"\n{note}" for note in plan.notes]
+    notes = [*_statements(plan), *(f"\n{note}" for note in plan.notes)]
     head = [
         f"# {plan.change.target}: release {plan.change.release}, {plan.strategy.strategy}",
         "",
@@ -163,6 +164,24 @@ def plan_page(plan: Plan) -> str:
         for s in plan.steps
     ]
     return "\n".join([*head, *(rows or ["| | nothing to do: the release is in place already | |"]), *notes])
+
+
+def _statements(plan: Plan) -> list[str]:
+    """Return the very SQL that will be run, and its way down, for whoever approves it."""
+    migrations = [step.action.migration for step in plan.steps if isinstance(step.action, ApplyMigration)]
+    return [
+        "\n".join(
+            [
+                f"\n## {one.revision}\n",
+                "```sql",
+                *(f"{statement.strip()};" for statement in one.up),
+                "-- its way down" if one.down else "-- it has no way down",
+                *(f"{statement.strip()};" for statement in one.down or ()),
+                "```",
+            ]
+        )
+        for one in migrations
+    ]
 
 
 def checklist_page(report: ChecklistReport) -> str:

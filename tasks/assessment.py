@@ -12,7 +12,12 @@ from rules.journal import JournalView
 from rules.rollback_page import Assessment
 from tasks.backup import loss_of
 from tasks.baseline import measure_baseline
-from tasks.database_undo import loss_through_snapshot
+from tasks.database_undo import (
+    loss_by_way_down,
+    loss_through_snapshot,
+    promoted_for_s,
+    refuse_way_back,
+)
 from tasks.observed import differences_from_promised
 from tasks.services import Services
 from tasks.settings import Settings
@@ -36,7 +41,7 @@ def assess(view: JournalView, services: Services, settings: Settings) -> Assessm
         comparisons=compared_now(view, services),
         losses=_losses(view, services, settings, now=now),
         steps=tuple(intent.undo.describe() for intent in view.to_undo),
-        obstacles=_obstacles(view),
+        obstacles=_obstacles(view, settings),
     )
 
 
@@ -76,11 +81,19 @@ def _losses(view: JournalView, services: Services, settings: Settings, *, now: d
                 in_words=cluster.in_words,
             )
         )
+    if words := loss_by_way_down(view):
+        source = f"sovereign-database/{view.opened.database.name if view.opened.database else ''}"
+        losses.append(Loss(source=source, lost_s=promoted_for_s(view), lost_bytes=None, in_words=words))
     return tuple(losses)
 
 
-def _obstacles(view: JournalView) -> tuple[str, ...]:
-    """Return where the system is not as it was promoted: somebody built upon it, so it is refused."""
+def _obstacles(view: JournalView, settings: Settings) -> tuple[str, ...]:
+    """Return why it would be refused: the system is not as it was promoted, or somebody needs it as it is."""
     if view.plan is None:
         return ()
-    return differences_from_promised(view.opened, view.plan, touched=set())
+    moved = differences_from_promised(view.opened, view.plan, touched=set())
+    try:
+        refuse_way_back(view, settings=settings, accept_loss=True)
+    except DeployError as error:
+        return (*moved, str(error))
+    return moved

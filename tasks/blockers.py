@@ -154,12 +154,12 @@ def _blocker(row: tuple[Any, ...]) -> Blocker:
         user=user or "the server",
         state=state or "its state not ours to see",
         transaction_age_s=age_s,
-        query=_without_values(query or ""),
+        query=without_values(query or ""),
     )
 
 
-def _without_values(query: str) -> str:
-    """Return the beginning of a query, up to its first quoted value: that may be a secret."""
+def without_values(query: str, *, letters: int = _QUERY_LETTERS) -> str:
+    """Return at most so many letters of a query, up to its first quoted value: that may be a secret."""
     words = re.split(r"'|\$(?!\d)", query, maxsplit=1)
     shown = " ".join(words[0].split())
-    return shown[:_QUERY_LETTERS] + ("…" if len(words) > 1 or len(shown) > _QUERY_LETTERS else "")
+    return shown[:letters] + ("…" if len(words) > 1 or len(shown) > letters else "")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from rules.entries import Opened
 from rules.errors import ApiUnavailableError, CutOffError, FencedError
 from rules.journal import JournalView
 from tasks.deployment import owner_of
@@ -18,6 +19,10 @@ from tasks.prefect_api import PrefectApi
 from tasks.settings import Settings
 
 log = logging.getLogger(__name__)
+
+
+#: A repeated rollback is a deployment of this name after that of the one it continues.
+AGAIN = "-again"
 
 
 class StillRunningError(FencedError):
@@ -37,7 +42,8 @@ def claim(
         CutOffError: the API is away and this host alone may not decide.
     """
     target, owner = view.opened.target, owner_of(view.opened, settings)
-    changed_nothing = view.token is None and not view.intents
+    changed_nothing = view.token is None and not view.intents and not view.opened.continues
+    _refuse_foreign_database(view, settings)
     if api is None:
         _refuse_cut_off(journal, view, settings=settings, why="PREFECT_API_URL is not set")
         return None
@@ -52,6 +58,30 @@ def claim(
     except ApiUnavailableError as error:
         _refuse_cut_off(journal, view, settings=settings, why=str(error))
         return None
+
+
+def _refuse_foreign_database(view: JournalView, settings: Settings) -> None:
+    """Leave a change alone whose database only its own host reaches: here, the same words mean another one.
+
+    Raises:
+        StillRunningError: says which host has to do it.
+    """
+    database, host = view.opened.database, view.opened.host
+    if host != settings.host and database and database.is_local and view.intents:
+        raise StillRunningError(
+            f"the database {database.name} of {view.opened.deployment} is declared as {host}'s own, so only "
+            f"recover on {host} can take it back: left alone. If {host} does not come back, declare the "
+            "database's server with a host, and deploy what is wanted."
+        )
+
+
+def _continued(opened: Opened) -> set[str]:
+    """Return the names of a deployment and of all that it continues."""
+    names, name = {opened.deployment}, opened.deployment
+    while name.endswith(AGAIN):
+        name = name.removesuffix(AGAIN)
+        names.add(name)
+    return names | {opened.continues or opened.deployment}
 
 
 def refuse_living(journal: JournalFile, api: PrefectApi | None, settings: Settings) -> None:
@@ -81,7 +111,7 @@ def _is_given_up(journal: JournalFile, api: PrefectApi | None, settings: Setting
 
 
 def _refuse_other_holder(view: JournalView, held: Holding, *, settings: Settings) -> None:
-    if held.owner.deployment not in {view.opened.deployment, view.opened.continues}:
+    if held.owner.deployment not in _continued(view.opened):
         raise FencedError(
             f"{view.opened.target} belongs to {held.owner.deployment} now, not to {view.opened.deployment}"
         )

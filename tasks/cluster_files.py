@@ -170,16 +170,16 @@ def forget_going_back(way: Restorable) -> None:
 
 
 def forget_old_snapshots(way: Restorable, *, settings: Settings) -> None:
-    """Remove the notes on snapshots that are gone.
+    """Remove all notes on snapshots that are gone.
 
     Raises:
         CommandError: they could not be removed.
     """
     host, cluster = way.server.host, way.server.cluster
     kept = {name.partition("@")[2] for name in snapshots.snapshots(way.zfs, settings)}
-    pattern = ("-maxdepth", "1", "-name", f"{PREFIX}*.{_TAKEN}", "-printf", "%f\n")
-    names = run(host, ("find", "-H", cluster, *pattern)).stdout.splitlines()
-    if old := [name for name in names if name.removesuffix(f".{_TAKEN}") not in kept]:
+    ours = ("(", "-name", f"{PREFIX}*.{_TAKEN}", "-o", "-name", f"{PREFIX}*.{_GOING_BACK}", ")")
+    names = run(host, ("find", "-H", cluster, "-maxdepth", "1", *ours, "-printf", "%f\n")).stdout.splitlines()
+    if old := [name for name in names if name.rpartition(".")[0] not in kept]:
         run(host, ("rm", "-f", "--", *(f"{cluster}/{name}" for name in old)))
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -18,6 +20,8 @@ from tasks.sql_statements import shape
 log = logging.getLogger(__name__)
 
 _CLEAN_UP_TIMEOUT = "15s"
+_HEED_EVERY_S = 1.0
+_CANCEL_TIMEOUT_S = 10.0
 _PATIENT = re.compile(
     r"(?:CREATE (?:UNIQUE )?|DROP )INDEX CONCURRENTLY\b|REINDEX (?:[^']* )?CONCURRENTLY\b"
     r"|VACUUM\b(?!.*\bFULL\b)|ANALYZE\b"
@@ -59,12 +63,17 @@ def keeps_nobody_waiting(statement: str) -> bool:
     return bool(_PATIENT.match(shape(statement)))
 
 
-def run_patiently(session: Session, statement: str) -> None:
+def run_patiently(session: Session, statement: str, *, heed: Callable[[], None] = lambda: None) -> None:
     """Run one such statement in autocommit; if it builds an index, that is valid afterwards.
 
     An invalid index of that name, as a killed build leaves it, is dropped first: IF NOT EXISTS would take it
     for one that works. One that this build leaves when it fails is dropped too, because a unique one would
-    refuse users' rows.
+    refuse users' rows. What `heed` stops is left as it is then: the way back comes at once.
+
+    Args:
+        session: in autocommit, and nobody else's meanwhile.
+        statement: see `keeps_nobody_waiting`.
+        heed: called about once a second while it runs; when it raises, the statement is cancelled.
 
     Raises:
         StepFailedError: the index is there but not valid: somebody else builds it, or it is another table's.
@@ -72,7 +81,7 @@ def run_patiently(session: Session, statement: str) -> None:
     """
     index = index_built_by(statement)
     if index is None:
-        session.execute(statement)
+        _execute(session, statement, heed)
         return
     leftovers = _invalid(session, index)
     for schema, name in leftovers:
@@ -80,9 +89,9 @@ def run_patiently(session: Session, statement: str) -> None:
             log.warning(
                 "%s.%s is the invalid rest of a build that died: dropped and built anew", schema, name
             )
-            session.execute(_drop(schema, name))
+            _execute(session, _drop(schema, name), heed)
     try:
-        session.execute(statement)
+        _execute(session, statement, heed)
     except psycopg.Error:
         _clean_up(session, index, before=leftovers)
         raise
@@ -91,6 +100,27 @@ def run_patiently(session: Session, statement: str) -> None:
             f"there is an index {index.name}, but not a valid one on {index.table}: somebody else builds it, "
             "or it belongs to another table. It was left as it is. Rename it, or wait, and deploy again."
         )
+
+
+def _execute(session: Session, statement: str | sql.Composed, heed: Callable[[], None]) -> None:
+    """Execute it in a thread, while this one heeds what comes; the session is free afterwards."""
+    with ThreadPoolExecutor(1, "patient-statement") as pool:
+        running = pool.submit(session.execute, statement)
+        try:
+            while not wait([running], timeout=_HEED_EVERY_S).done:
+                heed()
+        finally:
+            _cancel(session, running)
+    running.result()
+
+
+def _cancel(session: Session, running: Future[psycopg.Cursor[tuple[Any, ...]]]) -> None:
+    """End a statement that goes on; the session is free afterwards."""
+    # again and again: the statement may not have begun when it is first cancelled
+    while not running.done():
+        with suppress(psycopg.Error):  # a server that is out of reach loses the session, a little later
+            session.cancel_safe(timeout=_CANCEL_TIMEOUT_S)
+        wait([running], timeout=_HEED_EVERY_S)
 
 
 def index_built_by(statement: str) -> BuiltIndex | None:

@@ -16,7 +16,7 @@ from tasks.cluster_files import Restorable, cluster_parts
 from tasks.cluster_measure import files, later, measured, snapshots_end, taken
 from tasks.cluster_server import comes_up, is_stopped, start_server, stop_server
 from tasks.migrate import is_applied
-from tasks.postgres import DatabaseUnreachableError, connection, end_sessions
+from tasks.postgres import DatabaseUnreachableError, connection, end_sessions, version_rows
 from tasks.settings import Settings
 from tasks.zfs_rollback import roll_back_dataset
 
@@ -75,22 +75,27 @@ def cluster_loss(database: Database, snapshot: str, *, settings: Settings) -> Cl
 def loss_to_accept(
     database: Database, step: RestoreSnapshot, *, deployment: str, settings: Settings
 ) -> ClusterLoss | None:
-    """Return what this way back would lose now; changes nothing, but ends sessions of the deployment.
+    """Return what this way back would lose now, also where newer changes have to be taken back before it.
+
+    Nothing is changed but that sessions of the deployment are ended, and the dataset is mounted where it is
+    not. A server that does not answer is not started: then it is measured all the same.
 
     None: it has nothing to bring back, or it is under way already, decided on and with the server stopped.
 
     Raises:
         UndoFailedError: there is no such snapshot.
-        CommandError: the host or the dataset cannot be read.
+        CommandError: the host or the dataset cannot be read, or the dataset not be mounted.
+        DatabaseError: the server refuses to be asked.
     """
     way = Restorable.of(database, step.snapshot)
+    cluster_files.ensure_mounted(way.zfs, settings=settings)  # what is noted lies in it
     if _is_under_way(way):
         return None
     try:
-        is_needed = _is_needed(way, step, deployment)
+        may_be_needed = _may_be_needed(way, step, deployment, settings)
     except DatabaseUnreachableError:
-        is_needed = cluster_files.noted_snapshot(way) is not None
-    return cluster_loss(database, step.snapshot, settings=settings) if is_needed else None
+        may_be_needed = cluster_files.noted_snapshot(way) is not None
+    return cluster_loss(database, step.snapshot, settings=settings) if may_be_needed else None
 
 
 def restore_cluster(
@@ -210,6 +215,26 @@ def _is_needed(way: Restorable, step: RestoreSnapshot, deployment: str) -> bool:
         return True
     may_be_half_applied = not step.migration.is_transactional
     return may_be_half_applied and cluster_files.noted_snapshot(way) is not None
+
+
+def _may_be_needed(way: Restorable, step: RestoreSnapshot, deployment: str, settings: Settings) -> bool:
+    """Return whether there is something to bring back, or may be as soon as newer changes are taken back.
+
+    Alembic's version table holds the newest revision alone: that a migration is not there says nothing yet.
+
+    Raises:
+        DatabaseUnreachableError: the server does not answer.
+    """
+    end_sessions(way.database, deployment=deployment)
+    rows = version_rows(way.database, step.version_table, deployment=deployment) or ()
+    if step.migration.revision in rows:
+        return True
+    is_noted = cluster_files.noted_snapshot(way) is not None
+    # the note goes with the way back, or with the snapshot: somebody may migrate after either
+    if not is_noted and way.snapshot in snapshots.snapshots(way.zfs, settings):
+        return False
+    may_be_half_applied = is_noted and not step.migration.is_transactional
+    return may_be_half_applied or rows != step.revisions
 
 
 def _refuse_what_stands_in_the_way(way: Restorable, settings: Settings) -> None:

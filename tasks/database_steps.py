@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
-from typing import assert_never, cast
-from uuid import UUID
-
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from rules.index_plan import BuildProgress
+from typing import assert_never
 
 from rules.database import Database
 from rules.database_plan import (
@@ -24,6 +21,7 @@ from rules.database_plan import (
 )
 from rules.entries import Noted
 from rules.errors import InvalidRequestError
+from rules.index_plan import BuildProgress
 from rules.plan import Plan
 from tasks import (
     database_checks,
@@ -35,8 +33,10 @@ from tasks import (
 )
 from tasks.as_task import as_task
 from tasks.deployment import OpenDeployment
+from tasks.report import publish_build
 
 log = logging.getLogger(__name__)
+_SHOWN_EVERY_S = 5.0
 
 take_snapshot = as_task(
     database_snapshot.take_cluster_snapshot, "take snapshot", "snapshot {snapshot}", retries=2
@@ -74,12 +74,12 @@ def change_database(deployment: OpenDeployment, plan: Plan, action: DatabaseActi
         case AttachIndexes():
             attach_indexes(database, action, deployment=name, heed=heed)
         case JudgeIndex():
-            measured = judge_index(database, action, deployment=name)
+            measured = judge_index(database, action, deployment=name, heed=heed)
             _note(deployment, "index_judged", measured.in_words)
         case SwapIndex():
             swap_index(database, action, deployment=name, heed=heed)
         case VerifyIndex():
-            measured = verify_index(database, action, deployment=name)
+            measured = verify_index(database, action, deployment=name, heed=heed)
             _note(deployment, "index_verified", measured.in_words)
         case unknown:
             assert_never(unknown)
@@ -99,20 +99,24 @@ def _verify(deployment: OpenDeployment, plan: Plan, database: Database) -> None:
 
 
 def _build(deployment: OpenDeployment, database: Database, action: BuildIndex) -> None:
-    """Build one index, and show how far it is."""
-    shown = cast("UUID", create_progress_artifact(0.0, description=f"Building {action.partition.index}"))
-    notices: set[str] = set()
+    """Build one index, and show how far it is: each percent, at most every few seconds."""
+    index, notices = action.partition.index, set[str]()
+    shown_at, shown = time.monotonic(), -1
 
     def progress(now: BuildProgress) -> None:
-        update_progress_artifact(shown, round(100 * (now.done_ratio or 0.0), 1))
+        nonlocal shown_at, shown
+        percent = int(100 * (now.done_ratio or 0.0))
+        if percent != shown and time.monotonic() - shown_at > _SHOWN_EVERY_S:
+            shown_at, shown = time.monotonic(), percent
+            publish_build(deployment, index, percent / 100)
         for notice in set(now.notices) - notices:
             notices.add(notice)
-            log.warning("%s: %s", action.partition.index, notice)
+            log.warning("%s: %s", index, notice)
 
     build_index(database, action, deployment=deployment.name, progress=progress, heed=_heed(deployment))
-    update_progress_artifact(shown, 100.0)
+    publish_build(deployment, index, 1.0)
     for notice in sorted(notices):
-        _note(deployment, "notice", f"{action.partition.index}: {notice}")
+        _note(deployment, "notice", f"{index}: {notice}")
 
 
 def _heed(deployment: OpenDeployment) -> Callable[[], None]:

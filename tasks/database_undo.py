@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import assert_never
 
 from rules.change import SchemaChange
@@ -17,6 +18,7 @@ from tasks.fleet import running_releases
 from tasks.migrate import is_applied, revert_migration
 from tasks.postgres import DatabaseUnreachableError
 from tasks.settings import Settings
+from tasks.sql_statements import destroys_data
 from tasks.vector_index import remove_index, restore_index_names
 
 
@@ -74,7 +76,7 @@ def refuse_to_strand(view: JournalView, step: RevertMigration | RestoreSnapshot)
         InvalidRequestError: says which, and what to do first.
     """
     change = view.plan.change if view.plan else None
-    if not isinstance(change, SchemaChange) or not change.serves:
+    if not isinstance(change, SchemaChange) or all("*" in served.before for served in change.serves):
         return
     try:
         applied = is_applied(
@@ -86,22 +88,52 @@ def refuse_to_strand(view: JournalView, step: RevertMigration | RestoreSnapshot)
         refuse_stranding(change.serves, running_releases(view.opened.users), back=True)
 
 
-def refuse_unaccepted_loss(view: JournalView, *, settings: Settings, accept_loss: bool) -> None:
-    """Refuse a way back that loses more than its plan allows, unless a person has accepted that.
+def refuse_way_back(view: JournalView, *, settings: Settings, accept_loss: bool) -> None:
+    """Refuse to begin a way back that strands an application, or loses more than its plan allows.
 
     Raises:
-        LossNotAcceptedError: says how much; nothing was changed.
+        InvalidRequestError: an application that runs cannot work with the old schema; nothing was changed.
+        LossNotAcceptedError: says what would be lost, which nobody has accepted; nothing was changed.
     """
+    change = view.plan.change if view.plan else None
+    if not isinstance(change, SchemaChange):
+        return
+    for step in (intent.undo for intent in view.to_undo):
+        if isinstance(step, RevertMigration | RestoreSnapshot):
+            refuse_to_strand(view, step)
     if accept_loss:
         return
-    limits = [i.undo.max_loss_s for i in view.to_undo if isinstance(i.undo, RestoreSnapshot)]
-    loss = loss_through_snapshot(view, settings=settings) if limits else None
-    if loss and loss.lost_s > min(limits):
+    loss = loss_through_snapshot(view, settings=settings)
+    words = loss.in_words if loss and loss.lost_s > change.max_loss_s else ""
+    if not words and promoted_for_s(view) > change.max_loss_s:
+        words = loss_by_way_down(view)
+    if words:
         raise LossNotAcceptedError(
-            f"{view.opened.deployment} was not taken back, nothing was changed: {loss.in_words} That is more "
-            f"than the {min(limits):g} s that may be lost without asking. If that is what you want, run "
+            f"{view.opened.deployment} was not taken back, nothing was changed: {words} That is more than "
+            f"the {change.max_loss_s:g} s that may be lost without asking. If that is what you want, run "
             "roll-back with accept_loss, or repair the data forward."
         )
+
+
+def loss_by_way_down(view: JournalView) -> str:
+    """Return in words what the ways down take away that users may have written; empty: nothing."""
+    taken = [
+        " ".join(statement.split())
+        for intent in view.to_undo
+        if isinstance(intent.undo, RevertMigration)
+        for statement in intent.undo.migration.down or ()
+        if destroys_data(statement)
+    ]
+    if not taken:
+        return ""
+    hours = promoted_for_s(view) / 3600
+    return f"The way down takes away what was written there in {hours:.1f} hours: {'; '.join(taken)}."
+
+
+def promoted_for_s(view: JournalView) -> float:
+    """Return for how many seconds users have had the change; 0: they have not."""
+    at = view.moved_at("promoted")
+    return (datetime.now(UTC) - at).total_seconds() if at else 0.0
 
 
 def loss_through_snapshot(view: JournalView, *, settings: Settings) -> ClusterLoss | None:

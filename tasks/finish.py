@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime
+from typing import NamedTuple
 
-from rules.errors import DeployError
+from rules.database import QualifiedName
+from rules.database_undo import RestoreSnapshot
+from rules.entries import Opened
+from rules.errors import DeployError, WorldMovedError
 from rules.journal import JournalView
+from tasks.cluster_prune import prune_cluster_snapshots
 from tasks.journal import JournalFile
 from tasks.known import readable_journals
 from tasks.settings import Settings
@@ -15,12 +21,27 @@ log = logging.getLogger(__name__)
 _FINISHED = "finished"
 #: Its undo is disarmed for ever, and what was kept for it is in nobody's way back.
 _DISARMED = frozenset({"completed", "superseded"})
+#: Nothing leads back any more, or all of it has.
+_ENDED = frozenset({*_DISARMED, "rolled_back", "blocked", "aborted"})
+
+
+class _Armed(NamedTuple):
+    """What deployments lead back to that are under way, or can still be taken back."""
+
+    targets: frozenset[str]
+    kept: frozenset[QualifiedName]
+
+    def needs(self, view: JournalView) -> bool:
+        """Return whether what a deployment has kept is part of a state that one of them returns to."""
+        return view.opened.target in self.targets or not self.kept.isdisjoint(_kept_by(view))
 
 
 def finish_due(settings: Settings, *, again: bool = False) -> tuple[str, ...]:
     """Remove what deployments whose undo is disarmed have kept, and return what that was.
 
-    Repeating it is harmless; what does not work is logged and tried again the next time.
+    Repeating it is harmless; what does not work is logged and tried again the next time. As long as a later
+    change of the same target can be taken back it waits: what was kept is part of the state that one goes
+    back to.
 
     Args:
         settings: of this host.
@@ -28,24 +49,98 @@ def finish_due(settings: Settings, *, again: bool = False) -> tuple[str, ...]:
             cluster brings back what had been removed.
     """
     removed: list[str] = []
-    for journal, view in readable_journals(settings):
-        if view.state not in _DISARMED or view.plan is None or not view.plan.finish:
+    known = tuple(readable_journals(settings))
+    armed = _armed(tuple(view for _, view in known))
+    for journal, view in known:
+        if view.state not in _DISARMED or not _kept_by(view) or armed.needs(view):
             continue
         if again or not (journal.directory / _FINISHED).exists():
-            removed += _finish(journal, view)
+            removed += _finish(journal, view, settings)
     return tuple(removed)
 
 
-def _finish(journal: JournalFile, view: JournalView) -> list[str]:
+def prune_ways_back(settings: Settings) -> tuple[str, ...]:
+    """Let the snapshots go that schema changes of this host went or could go back through; return which.
+
+    They are kept as long as their environment keeps backups, and as long as their deployment can be taken
+    back. What does not work is logged and tried again the next time.
+    """
+    views = tuple(view for _, view in readable_journals(settings))
+    needed = {
+        intent.undo.snapshot
+        for view in views
+        if view.state not in _ENDED
+        for intent in view.intents
+        if isinstance(intent.undo, RestoreSnapshot)
+    }
+    newest = {
+        view.opened.database.zfs.dataset: view.opened
+        for view in sorted(views, key=lambda view: view.opened.at)
+        if view.opened.database and view.opened.database.zfs
+    }
+    gone: list[str] = []
+    for opened in newest.values():
+        gone += _pruned(opened, needed, settings)
+    return tuple(gone)
+
+
+def _pruned(opened: Opened, needed: set[str], settings: Settings) -> tuple[str, ...]:
+    database, keep_s = opened.database, opened.environment.backup_keep_s
+    if database is None:
+        return ()
+    try:
+        return prune_cluster_snapshots(
+            database, keep=needed, now=datetime.now(UTC), keep_s=keep_s, settings=settings
+        )
+    except DeployError as error:
+        log.warning("snapshots of %s are pruned later: %s", database.name, error)
+        return ()
+
+
+def _armed(views: tuple[JournalView, ...]) -> _Armed:
+    continued = {view.opened.continues for view in views}
+    armed = [
+        view
+        for view in views
+        if not view.is_terminal
+        or (view.state == "rollback_failed" and view.opened.deployment not in continued)
+    ]
+    return _Armed(
+        targets=frozenset(view.opened.target for view in armed),
+        kept=frozenset(index for view in armed for index in _kept_by(view)),
+    )
+
+
+def _kept_by(view: JournalView) -> tuple[QualifiedName, ...]:
+    return tuple(old.index for old in view.plan.finish) if view.plan else ()
+
+
+def _finish(journal: JournalFile, view: JournalView, settings: Settings) -> list[str]:
     database, plan = view.opened.database, view.plan
+    removed: list[str] = []
     if database is None or plan is None:
-        return []
+        return removed
+
+    def heed() -> None:
+        """Leave it to a change that has begun since the journals were read."""
+        if _armed(tuple(other for _, other in readable_journals(settings))).needs(view):
+            raise WorldMovedError(f"a change of {view.opened.target} has begun, and may return to it")
+
     try:
         for old in plan.finish:
-            drop_old_index(database, old, deployment=view.opened.deployment)
+            drop_old_index(database, old, deployment=view.opened.deployment, heed=heed)
             log.info("%s: index %s, kept until now, is gone", view.opened.deployment, old.index)
-    except DeployError as error:
+            removed.append(old.index)
+    except (DeployError, OSError) as error:
         log.warning("what %s kept is still there and is removed later: %s", view.opened.deployment, error)
-        return []
-    (journal.directory / _FINISHED).touch()
-    return [old.index for old in plan.finish]
+    else:
+        _note_finished(journal)
+    return removed
+
+
+def _note_finished(journal: JournalFile) -> None:
+    """Have it not looked at each minute; on a full disk it is, and whoever recovers goes on."""
+    try:
+        (journal.directory / _FINISHED).touch()
+    except OSError as error:
+        log.warning("what %s kept is gone, and looked for again later: %s", journal.deployment, error)

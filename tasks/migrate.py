@@ -12,6 +12,7 @@ from rules.database_plan import ApplyMigration
 from rules.database_undo import RevertMigration
 from rules.errors import StepFailedError, UndoFailedError, WorldMovedError
 from rules.migration import Migration, VersionTable
+from tasks.blockers import without_values
 from tasks.concurrent_index import keeps_nobody_waiting, run_patiently
 from tasks.postgres import (
     DatabaseError,
@@ -48,7 +49,8 @@ def apply_migration(
         database: which.
         action: the migration, and what the version table holds after it.
         deployment: for whom; all other sessions of it are ended.
-        heed: called between tries and statements; may raise to stop.
+        heed: called before each try, before COMMIT, and each second of what may take its time; may raise to
+            stop.
 
     Raises:
         WorldMovedError: the version table is not where the migration begins; nothing was changed.
@@ -99,7 +101,8 @@ def revert_migration(database: Database, step: RevertMigration, *, deployment: s
     if migration.down is None:
         raise UndoFailedError(f"migration {migration.revision} has no way down; nothing was changed.")
     what = f"the way down of migration {migration.revision}"
-    way = _Way(database, table, what=what, deployment=deployment, heed=lambda: None)
+    # nobody can stop a way back, so that it must not wait without end
+    way = _Way(database, table, what=what, deployment=deployment, lock_timeout_s=database.lock.patience_s)
     try:
         _take_down(way, step, migration.down, applied=applied)
     except DatabaseError as error:
@@ -161,10 +164,17 @@ class _Way:
     """One way through a migration, up or down, and how far it came."""
 
     def __init__(
-        self, database: Database, table: VersionTable, *, what: str, deployment: str, heed: Callable[[], None]
+        self,
+        database: Database,
+        table: VersionTable,
+        *,
+        what: str,
+        deployment: str,
+        heed: Callable[[], None] = lambda: None,
+        lock_timeout_s: float = 0.0,
     ) -> None:
         self.database, self.table, self.what = database, table, what
-        self._deployment, self._heed = deployment, heed
+        self._deployment, self._heed, self._lock_timeout_s = deployment, heed, lock_timeout_s
         self.done, self.current = 0, ""
 
     def foresee(self, record: tuple[str, ...]) -> tuple[str, ...]:
@@ -187,30 +197,30 @@ class _Way:
                     f"after {self.what} {self.table.table} would hold {_listed(rows)}, not {_listed(want)}: "
                     "somebody else migrates too. All of it was rolled back. Make a new plan."
                 )
+            self._heed()  # it may have taken minutes, and after this comes COMMIT
 
         self._in_short_tries(work)
 
     def go_step_by_step(self, statements: tuple[str, ...]) -> None:
         """Run each statement by itself, outside a transaction."""
         for self.done, statement in enumerate(statements):
-            self._heed()
             self.current = statement
             if keeps_nobody_waiting(statement):
                 in_our_turn(
                     self.database,
-                    partial(run_patiently, statement=statement),
+                    partial(run_patiently, statement=statement, heed=self._heed),
                     deployment=self._deployment,
                     what=self.what,
                     heed=self._heed,
+                    lock_timeout_s=self._lock_timeout_s,
                 )
             else:
                 self._in_short_tries(partial(self._execute, statements=(statement,)), in_transaction=False)
         self.done = len(statements)
 
     def words(self, error: DatabaseError) -> str:
-        """Return what failed: the statement and what the server says of it."""
-        shown = " ".join(self.current.split())
-        shown = shown if len(shown) <= _SHOWN_LETTERS else f"{shown[:_SHOWN_LETTERS]}…"
+        """Return what failed: the statement up to its first value, and what the server says of it."""
+        shown = without_values(self.current, letters=_SHOWN_LETTERS)
         return f"{self.what} failed at `{shown}`: {error}"
 
     def _execute(self, session: Session, statements: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from rules.errors import InvalidRequestError
+from tasks.blockers import without_values
 from tasks.sql_statements import shape
 
 #: The first line of an up file whose statements run one by one, each in its own transaction.
@@ -15,7 +16,22 @@ _IRREVOCABLE = (
     r"(?:CREATE|DROP) (?:DATABASE|TABLESPACE|SUBSCRIPTION)\b|ALTER SYSTEM\b"
     r"|.*\bDETACH PARTITION\b.*\bCONCURRENTLY\b"
 )
+_SECRETS = (
+    r"(?:CREATE|ALTER) (?:ROLE|USER|GROUP)\b.*\bPASSWORD (?!NULL\b)"
+    r"|(?:CREATE|ALTER) USER MAPPING\b.*\bOPTIONS\b"
+    r"|(?:CREATE|ALTER) SUBSCRIPTION\b.*\bCONNECTION\b"
+    r"|.*\bOPTIONS \(.*\bPASSWORD ''"
+)
+# A block has no parameters: a password that it gives stands in it.
+_SECRET_IN_BLOCK = re.compile(
+    r"\b(?:CREATE|ALTER)\s+(?:ROLE|USER|GROUP)\b[^;]*?\bPASSWORD\b(?!\s+NULL\b)", re.IGNORECASE
+)
+_TOLD_OUTSIDE = (
+    "it may hold a secret, and migrations are kept in journals and shown to people. Roles with secrets are "
+    "made outside of migrations, and so are connections with them: do it by hand"
+)
 _NEVER = {
+    _SECRETS: _TOLD_OUTSIDE,
     r"(?:BEGIN|START TRANSACTION|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE TRANSACTION)\b": (
         "it controls transactions, but the migration and its row in the version table are one. Remove it"
     ),
@@ -55,9 +71,13 @@ def refuse_unfit(statements: tuple[str, ...], *, where: str, is_transactional: b
         InvalidRequestError: says which statement of `where`, why, and what to do.
     """
     for statement in statements:
-        if reason := _why_not(shape(statement), is_transactional=is_transactional):
+        words = shape(statement)
+        reason = _why_not(words, is_transactional=is_transactional)
+        if re.match(r"DO\b", words) and _SECRET_IN_BLOCK.search(statement):
+            reason = _TOLD_OUTSIDE
+        if reason:
             raise InvalidRequestError(
-                f"{where}: `{_short(statement)}` is refused: {reason}. Nothing was touched."
+                f"{where}: `{without_values(statement)}` is refused: {reason}. Nothing was touched."
             )
 
 
@@ -78,8 +98,3 @@ def _why_not(words: str, *, is_transactional: bool) -> str:
             "into a migration of its own"
         )
     return ""
-
-
-def _short(statement: str) -> str:
-    words = " ".join(statement.split())
-    return words if len(words) <= 80 else f"{words[:79]}…"  # noqa: PLR2004 - a line for people

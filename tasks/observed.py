@@ -6,9 +6,10 @@ from typing import assert_never
 
 from rules.change import ApplicationRelease, IndexChange, SchemaChange
 from rules.database import Database, DatabaseState
-from rules.database_plan import BuildIndex
+from rules.database_plan import AttachIndexes, BuildIndex
 from rules.entries import Opened
 from rules.errors import DeployError, InvalidRequestError
+from rules.index_names import without_leftovers
 from rules.journal import JournalView
 from rules.plan import Plan
 from tasks.database import observe_database
@@ -81,13 +82,25 @@ def _database_now(opened: Opened, plan: Plan, *, check: bool) -> DatabaseState:
 
 
 def _of_plan(now: DatabaseState, plan: Plan) -> DatabaseState:
-    """Leave out what an index change has nothing to do with: partitions that users have made meanwhile."""
+    """Leave out what an index change has nothing to do with.
+
+    That is partitions that users have made meanwhile, and what other changes have left or keep: it may be
+    dropped at any time.
+    """
     if not isinstance(plan.change, IndexChange):
         return now
-    leaves = {step.action.partition.table for step in plan.steps if isinstance(step.action, BuildIndex)}
-    tables = {plan.change.table, *leaves}
+    tables, own = {plan.change.table}, {finish.index for finish in plan.finish}
+    for action in (step.action for step in plan.steps):
+        match action:
+            case BuildIndex():
+                tables.add(action.partition.table)
+                own.add(action.partition.index)
+            case AttachIndexes():
+                own.add(action.index)
+            case _:
+                pass
     indexes = {name: facts for name, facts in now.indexes.items() if facts.table in tables}
-    return now.model_copy(update={"indexes": indexes, "schema_sha256": None})
+    return without_leftovers(now.model_copy(update={"indexes": indexes, "schema_sha256": None}), own=own)
 
 
 def _recorded(plan: Plan) -> DatabaseState:

@@ -5,18 +5,20 @@ from __future__ import annotations
 from typing import assert_never
 
 from rules.change import ApplicationRelease, Change, IndexChange, SchemaChange
-from rules.database import Database
+from rules.database import Database, DatabaseState
+from rules.database_plan import VerifyDatabase
 from rules.entries import Opened
-from rules.errors import InvalidRequestError
+from rules.errors import InvalidRequestError, WorldMovedError
 from rules.fleet import FleetState
 from rules.index_plan import plan_index, without_leftovers
-from rules.plan import Plan
+from rules.plan import Plan, Step
 from rules.rehearsal_page import rehearsal_page
 from rules.rollout import plan_rollout
 from rules.schema_plan import plan_schema, refuse_dangers, refuse_stranding
 from rules.strategy import InPlace, Strategy
+from tasks.claim import AGAIN
 from tasks.database import observe_database
-from tasks.database_checks import measured_queries
+from tasks.database_checks import corruption, measured_queries
 from tasks.fleet import observe_fleet, running_releases
 from tasks.history import records
 from tasks.migration_lint import lint
@@ -52,15 +54,59 @@ def plan_now(change: Change, strategy: Strategy, opened: Opened, settings: Setti
             assert_never(unknown)
 
 
+def renewed(plan: Plan, opened: Opened, settings: Settings) -> Plan:
+    """Return the plan with the database's state as it is now: what a way back will be compared with.
+
+    Between the plan and its first step lie a rehearsal, a person's approval and backups.
+
+    Raises:
+        WorldMovedError: the database is not what the plan was made for; nothing was changed.
+        InvalidRequestError: an application is, meanwhile, not one that the change may go with.
+    """
+    if plan.database is None or not plan.steps:
+        return plan
+    database, change = _database(opened), plan.change
+    table = change.table if isinstance(change, IndexChange) else None
+    now = without_leftovers(observe_database(database, deployment=opened.deployment, indexes_of=table))
+    moved = now.model_copy(update={"tables": {}}).differences(plan.database.model_copy(update={"tables": {}}))
+    if moved:
+        raise WorldMovedError(
+            f"Since the plan was made the database has changed: {'; '.join(moved)}. Nothing was changed by "
+            "this deployment; deploy again."
+        )
+    if isinstance(change, SchemaChange):
+        _refuse_applications(change, opened, settings)
+    return plan.model_copy(update={"database": _with_queries(now, database, opened)})
+
+
+def _with_queries(state: DatabaseState, database: Database, opened: Opened) -> DatabaseState:
+    return state.model_copy(update={"queries": measured_queries(database, deployment=opened.deployment)})
+
+
+def _refuse_applications(change: SchemaChange, opened: Opened, settings: Settings) -> None:
+    if not all("*" in served.after for served in change.serves):
+        refuse_stranding(change.serves, running_releases(opened.users), back=False)
+    if change.phase == "contract":
+        _refuse_while_baking(change, settings)
+
+
+def _refuse_corruption(database: Database) -> None:
+    """Refuse to build on what is broken already: a way back could not be told from it."""
+    faults = corruption(database) if database.check_corruption else ()
+    if faults:
+        raise InvalidRequestError(
+            f"The database is corrupt already: {'; '.join(faults)}. Nothing was touched. Repair it first."
+        )
+
+
 def _plan_schema(
     change: SchemaChange, database: Database, opened: Opened, fleet: FleetState, *, settings: Settings
 ) -> Plan:
-    refuse_stranding(change.serves, running_releases(opened.users), back=False)
-    if change.phase == "contract":
-        _refuse_while_baking(change, settings)
+    _refuse_applications(change, opened, settings)
     remove_rehearsals(database, settings=settings)
+    _refuse_corruption(database)
     before = observe_database(database, deployment=opened.deployment)
-    before = before.model_copy(update={"queries": measured_queries(database, deployment=opened.deployment)})
+    before = _with_queries(before, database, opened)
     migrations = read_migrations(change.migrations, target=change.release, applied=before.revisions)
     findings = lint(migrations)
     refuse_dangers(findings, change.accepted_lint)
@@ -89,24 +135,35 @@ def _plan_index(change: IndexChange, database: Database, opened: Opened, fleet: 
     name = opened.deployment
     # what an earlier try has built is taken over, and is not there to come back to
     before = without_leftovers(observe_database(database, deployment=name, indexes_of=change.table))
-    before = before.model_copy(update={"queries": measured_queries(database, deployment=name)})
-    planned = plan_index(change, read_catalog(database, change, deployment=name), before)
+    _refuse_corruption(database)
+    before = _with_queries(before, database, opened)
+    planned = plan_index(change, read_catalog(database, change, deployment=name), before, seed=name)
     return Plan(
         change=change,
         strategy=InPlace(),
         before=fleet,
         database=before,
-        steps=planned.steps,
+        steps=_verified(planned.steps),
         finish=planned.finish,
         notes=planned.notes,
     )
+
+
+def _verified(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Return the steps with a last one that looks at content and declared queries, where there are any."""
+    if not steps:
+        return steps
+    return (*steps, Step(number=len(steps), title="verify content and queries", action=VerifyDatabase()))
 
 
 def _refuse_while_baking(change: SchemaChange, settings: Settings) -> None:
     """Refuse to take away what an application needs that may still return."""
     targets = {f"application-{served.application}" for served in change.serves}
     with PrefectApi(settings) as api:
-        baking = [r for r in records(api, settings) if r.target in targets and r.state in _BAKING]
+        known = [record for record in records(api, settings) if record.target in targets]
+    names = {record.deployment for record in known}
+    # a failed rollback stays one for ever: what became of it is told by the deployment that repeats it
+    baking = [r for r in known if r.state in _BAKING and f"{r.deployment}{AGAIN}" not in names]
     if baking:
         words = ", ".join(f"{record.deployment} is {record.state}" for record in baking)
         raise InvalidRequestError(

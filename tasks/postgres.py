@@ -23,6 +23,7 @@ from tasks.postgres_session import (
     Session,
     application_name,
     connection,
+    end_sessions,
     error_words,
     milliseconds,
 )
@@ -44,7 +45,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_END_TIMEOUT_S = 15.0
 _LOCK_NOT_AVAILABLE = "55P03"
 _DEADLOCK = "40P01"
 _CANCELLED = "57014"
@@ -57,10 +57,6 @@ SELECT set_config('lock_timeout', %(lock_ms)s, %(local)s),
     set_config('statement_timeout', %(statement_ms)s, %(local)s),
     (SELECT set_config('deadlock_timeout', %(deadlock_ms)s, %(local)s)
      WHERE has_parameter_privilege('deadlock_timeout', 'SET'))
-"""
-_END_OTHERS = """
-SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity
-WHERE application_name = %s AND pid <> pg_backend_pid()
 """
 
 
@@ -93,7 +89,7 @@ def in_short_tries(
         work: what is done; it gets the session, and lets psycopg's own errors through.
         deployment: for whom.
         what: this work in words, for messages.
-        heed: called before each further try; may raise to give up.
+        heed: called before each try, once its session is there; may raise to give up.
         exclusive: whether it holds the advisory lock of all our changes of this database.
         in_transaction: False: for a single statement that must not run in a transaction.
 
@@ -122,52 +118,45 @@ def in_our_turn(
     deployment: str,
     what: str,
     heed: Callable[[], None] = lambda: None,
+    lock_timeout_s: float = 0.0,
 ) -> T:
-    """Do `work` once, without limits of time and in no transaction, holding our advisory lock.
+    """Do `work` once, in no transaction and its statements without limits of time, holding our advisory lock.
 
-    For what waits long for its locks and keeps nobody waiting meanwhile, such as CREATE INDEX CONCURRENTLY: a
-    limit would leave half of it. Whom it waits for longer than ten seconds is logged by name.
+    For what waits long for its locks and keeps nobody waiting meanwhile, such as CREATE INDEX CONCURRENTLY.
+    Whom it waits for longer than ten seconds is logged by name.
+
+    Args:
+        database: which.
+        work: what is done; see `in_short_tries`.
+        deployment: for whom.
+        what: this work in words, for messages.
+        heed: called before each try to get the advisory lock; may raise to give up.
+        lock_timeout_s: for each wait of it; where it ends, half of a statement may be left. 0: no limit.
 
     Returns:
         What `work` returns.
 
     Raises:
-        StepFailedError: no advisory lock within `database.lock.patience_s`; nothing was changed.
+        StepFailedError: no advisory lock within `database.lock.patience_s`, and nothing was changed; or no
+            lock within `lock_timeout_s`, and it says who was in the way.
         DatabaseError: the server refused a statement.
         DatabaseUnreachableError: see `connection`.
     """
 
     def attempt(session: Session, observer: Session) -> T:
-        with lock_watch(observer, session.info.backend_pid, longest_s=math.inf, what=what):
-            return work(session)
+        limit = str(milliseconds(lock_timeout_s))
+        session.execute("SELECT set_config('lock_timeout', %s, false)", (limit,))
+        with lock_watch(observer, session.info.backend_pid, longest_s=math.inf, what=what) as watch:
+            try:
+                return work(session)
+            except psycopg.errors.LockNotAvailable as error:
+                raise StepFailedError(
+                    f"{what} got no lock within {lock_timeout_s:g} s. In its way was "
+                    f"{in_words(watch.blockers)}. The statement that waited may be half done; it can be "
+                    "repeated. Let that session end, or end it with pg_terminate_backend."
+                ) from error
 
     return _until_it_works(database, attempt, deployment=deployment, what=what, heed=heed, exclusive=True)
-
-
-def end_sessions(database: Database, *, deployment: str) -> int:
-    """End all other sessions of `deployment`, on any database of the server; return how many there were.
-
-    They are what a killed process left. What they had open is rolled back, and an index that was being
-    built concurrently is left invalid. Sessions of this process are ended too.
-
-    Raises:
-        DatabaseError: they were told to end but did not in time, or belong to another role.
-        DatabaseUnreachableError: the server cannot be reached.
-    """
-    ended: set[int] = set()
-    deadline = time.monotonic() + _END_TIMEOUT_S
-    with connection(database, deployment=deployment, autocommit=True) as session:
-        while rows := session.execute(_END_OTHERS, (application_name(deployment),)).fetchall():
-            ended |= {pid for pid, _ in rows}
-            if time.monotonic() > deadline:
-                raise DatabaseError(
-                    f"sessions {sorted(pid for pid, _ in rows)} of {deployment} were told to end and still "
-                    f"run after {_END_TIMEOUT_S:g} s: what they do may take effect. Look at pg_stat_activity."
-                )
-            time.sleep(0.02)
-    if ended:
-        log.info("ended sessions that %s had left: %s", deployment, sorted(ended))
-    return len(ended)
 
 
 def quoted(name: QualifiedName) -> sql.Composed:
@@ -213,6 +202,8 @@ def _until_it_works(
     told: set[int] | None = None
     with _two_sessions(database, deployment) as (session, observer):
         while True:
+            # only now: who recovers ends the sessions that are there, and whoever connects later is told
+            heed()
             try:
                 with _our_turn(session, observer, exclusive=exclusive):
                     return attempt(session, observer)
@@ -226,7 +217,6 @@ def _until_it_works(
                 if blocked.pids != told:  # once each, not at every try
                     log.warning("%s waits for %s", what, blocked)
                 told = blocked.pids
-            heed()
             time.sleep(database.lock.pause_s)
 
 

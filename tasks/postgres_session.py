@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,15 @@ Session = psycopg.Connection[tuple[Any, ...]]
 
 _CONNECT_TIMEOUT_S = 10
 _LONGEST_NAME_BYTES = 63
+# keepalives are not sent while data waits to be acknowledged: a dead network would then hang for minutes
+_TCP_USER_TIMEOUT_MS = 25_000
+_AGAIN = "-again"
+_DATA_EXCEPTION = "22"
+_END_TIMEOUT_S = 15.0
+_END_OTHERS = """
+SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE application_name = ANY(%s) AND pid <> pg_backend_pid()
+"""
 # Given when connecting, so that a role's own settings do not count: a lock_timeout of its own would leave
 # each index half built, and a session that its client has left must end by itself.
 _SESSION = {
@@ -95,12 +106,53 @@ def connection(
         raise _as_ours(error, database.address, lost=opened.broken or _ends_session(error)) from error
 
 
+def end_sessions(database: Database, *, deployment: str) -> int:
+    """End all other sessions of `deployment`, on any database of the server; return how many there were.
+
+    They are what a killed process left. What they had open is rolled back, and an index that was being
+    built concurrently is left invalid. Sessions of this process are ended too, and those of the failed
+    deployments that this one continues.
+
+    Raises:
+        DatabaseError: they were told to end but did not in time, or belong to another role.
+        DatabaseUnreachableError: the server cannot be reached.
+    """
+    ended: set[int] = set()
+    deadline = time.monotonic() + _END_TIMEOUT_S
+    with connection(database, deployment=deployment, autocommit=True) as session:
+        while rows := session.execute(_END_OTHERS, ([*_application_names(deployment)],)).fetchall():
+            ended |= {pid for pid, _ in rows}
+            if time.monotonic() > deadline:
+                raise DatabaseError(
+                    f"sessions {sorted(pid for pid, _ in rows)} of {deployment} were told to end and still "
+                    f"run after {_END_TIMEOUT_S:g} s: what they do may take effect. Look at pg_stat_activity."
+                )
+            time.sleep(0.02)
+    if ended:
+        log.info("ended sessions that %s had left: %s", deployment, sorted(ended))
+    return len(ended)
+
+
 def error_words(error: psycopg.Error) -> str:
-    """Return what the server said, and its sqlstate; without its details, which quote users' rows."""
+    """Return what the server said, with its sqlstate; without what quotes users' rows."""
     if not error.sqlstate:
         return " ".join(str(error).split()).rstrip(".")
     hint = f" (hint: {error.diag.message_hint})" if error.diag.message_hint else ""
-    return f"{error.diag.message_primary}{hint}, sqlstate {error.sqlstate}"
+    said = error.diag.message_primary or ""
+    if error.sqlstate.startswith(_DATA_EXCEPTION):  # such as: invalid input syntax for type integer: "…"
+        said = re.sub(r'".*"', '"…"', said, flags=re.DOTALL)
+    return f"{said}{hint}, sqlstate {error.sqlstate}"
+
+
+def _application_names(deployment: str) -> tuple[str, ...]:
+    """Return how sessions of a deployment are told, and those of the failed ones that it continues.
+
+    Who takes X back once more is called X-again, and after that X-again-again.
+    """
+    names = [deployment]
+    while names[-1].endswith(_AGAIN):
+        names.append(names[-1].removesuffix(_AGAIN))
+    return tuple(application_name(name) for name in names)
 
 
 def _connect(address: DatabaseAddress, options: str, deployment: str) -> Session:
@@ -119,6 +171,7 @@ def _connect(address: DatabaseAddress, options: str, deployment: str) -> Session
             keepalives_idle=10,
             keepalives_interval=5,
             keepalives_count=3,
+            tcp_user_timeout=_TCP_USER_TIMEOUT_MS,
             options=options,
         )
     except psycopg.Error as error:

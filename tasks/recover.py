@@ -11,21 +11,22 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Literal
 
+from rules.database_undo import RestoreSnapshot
 from rules.entries import Entry, Locked, Moved, Noted, Planned, line, stamped
 from rules.errors import ApiUnavailableError, DeployError, WorldMovedError
 from rules.frozen import Frozen
 from rules.journal import JournalView
-from tasks.claim import claim, refuse_living, step_lock
+from tasks.claim import AGAIN, claim, refuse_living, step_lock
 from tasks.control import forget
-from tasks.database_undo import refuse_unaccepted_loss
-from tasks.finish import finish_due
+from tasks.database_undo import refuse_way_back
 from tasks.journal import JournalFile, Mirror, NoJournalError, journals, mirrored_lines
 from tasks.known import api_if_any, journal_here
 from tasks.lease import Holding, Lease, LeaseKeeper, all_holdings, current_holding
 from tasks.monitoring import cancel_monitoring, schedule_monitoring
 from tasks.observed import differences_from_promised
+from tasks.postgres import DatabaseUnreachableError
 from tasks.prefect_api import PrefectApi
-from tasks.rollback import Rollback
+from tasks.rollback import LOSS_ACCEPTED, Rollback
 from tasks.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -85,8 +86,8 @@ def recover(
             if view.is_terminal:
                 return view
             if view.state == "promoted":
-                _refuse_moved_world(view)
-                refuse_unaccepted_loss(view, settings=settings, accept_loss=accept_loss)
+                _refuse_moved_world(view, accept_loss=accept_loss)
+                refuse_way_back(view, settings=settings, accept_loss=accept_loss)
             return _recover_locked(
                 journal, view, api=api, cause=cause, by=by, settings=settings, accept_loss=accept_loss
             )
@@ -113,6 +114,7 @@ def _recover_locked(
         entries = list(journal.read().entries)
     flow_run_id = view.opened.flow_run_id
     mirror = Mirror(api, journal.deployment, flow_run_id=flow_run_id, entries=entries) if api else None
+    accept_loss = accept_loss or any(isinstance(e, Noted) and e.about == LOSS_ACCEPTED for e in view.entries)
     rollback = Rollback(
         journal, settings=settings, by=by, mirror=mirror, lease=lease, api=api, accept_loss=accept_loss
     )
@@ -159,7 +161,7 @@ def _last_try(deployment: str, api: PrefectApi | None, settings: Settings) -> st
     journal = journal_here(deployment, api, settings)
     if journal.read().state != "rollback_failed":
         return deployment
-    again = f"{deployment}-again"
+    again = f"{deployment}{AGAIN}"
     with journal.exclusive(patience_s=settings.takeover_patience_s):
         try:
             journal_here(again, api, settings)
@@ -199,7 +201,6 @@ def recover_all(*, by: str, settings: Settings) -> tuple[Recovered, ...]:
             _free_abandoned(holding, api, settings)
         if api:
             _watch_promoted(found, api, settings)
-    finish_due(settings)
     return tuple(found)
 
 
@@ -280,11 +281,17 @@ def _free_abandoned(holding: Holding, api: PrefectApi | None, settings: Settings
         _free(holding, api)
 
 
-def _refuse_moved_world(view: JournalView) -> None:
+def _refuse_moved_world(view: JournalView, *, accept_loss: bool) -> None:
     """Refuse to take back a promotion that something newer was built upon."""
     if view.plan is None:
         return
-    moved = differences_from_promised(view.opened, view.plan, touched=set())
+    try:
+        moved = differences_from_promised(view.opened, view.plan, touched=set())
+    except DatabaseUnreachableError:
+        # a server that does not come up any more may be what the change has done: the snapshot brings it back
+        if accept_loss and any(isinstance(intent.undo, RestoreSnapshot) for intent in view.to_undo):
+            return
+        raise
     if moved:
         raise WorldMovedError(
             f"{view.opened.deployment} cannot be taken back, because the system has changed since it was "

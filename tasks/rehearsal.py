@@ -13,6 +13,7 @@ import psycopg
 from rules.database import Database
 from rules.errors import InvalidRequestError
 from rules.migration import Migration, Migrations, Rehearsal, RehearsedMigration, RehearsedStatement
+from tasks.blockers import without_values
 from tasks.postgres import DatabaseError, Session, connection, error_words
 from tasks.rehearsal_copy import copy_of
 from tasks.rehearsal_probe import needs_to_run_alone, run_alone, run_in_transaction
@@ -226,5 +227,5 @@ def _said(error: DatabaseError) -> str:
 
 
 def _shortened(statement: str) -> str:
-    line = " ".join(statement.split())
-    return f"`{line[:_LONGEST_STATEMENT]}{'…' if len(line) > _LONGEST_STATEMENT else ''}`"
+    # up to its first value: what users wrote belongs in no message
+    return f"`{without_values(statement, letters=_LONGEST_STATEMENT)}`"

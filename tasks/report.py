@@ -40,6 +40,11 @@ def publish_progress(deployment: OpenDeployment, plan: Plan, step: Step) -> None
     _publish(deployment, "progress", "progress", percent, description=step.title)
 
 
+def publish_build(deployment: OpenDeployment, index: str, done_ratio: float) -> None:
+    """Show how far the build of an index is."""
+    _publish(deployment, "build", "progress", round(100 * done_ratio, 1), description=f"Building {index}")
+
+
 def publish_checklist(deployment: OpenDeployment, report: ChecklistReport) -> None:
     """Show the gate's rows."""
     rows = [

@@ -21,11 +21,14 @@ from tasks.database_undo import take_database_back
 from tasks.journal import JournalFile, Mirror
 from tasks.lease import Lease
 from tasks.observed import differences_from_before
+from tasks.postgres import DatabaseUnreachableError
 from tasks.prefect_api import PrefectApi
 from tasks.settings import Settings
 from tasks.undo import TargetDeadError, healthy_share, hold_traffic, take_back
 
 log = logging.getLogger(__name__)
+#: The note of a person's word, which a recovery goes by that takes over.
+LOSS_ACCEPTED = "loss_accepted"
 _PAUSE_S = 0.5
 _SETTLE_S = 10.0
 
@@ -63,10 +66,13 @@ class Rollback:
         if view.is_terminal:
             return view
         with self._api.impatient() if self._api else nullcontext():
-            if not view.to_undo and view.state == "running":
+            # one that continues another has something to verify, even where all was undone already
+            if not view.to_undo and view.state == "running" and not view.opened.continues:
                 return self._move("aborted", f"{cause} Nothing had been changed.")
             if view.state != "rolling_back":
                 self._move("rolling_back", cause)
+            if self._accept_loss:
+                self._note(LOSS_ACCEPTED, "whatever the way back loses is accepted")
             try:
                 self._undo_all(view)
                 left = self._differences(view)
@@ -87,7 +93,8 @@ class Rollback:
             self._copy_to_mirror()
 
     def _undo_with_tries(self, view: JournalView, intent: Intent) -> None:
-        for attempt in range(1, self._settings.undo_attempts + 1):
+        attempt = 1
+        while True:
             try:
                 return self._take_back(view, intent)
             except TargetDeadError as error:
@@ -95,12 +102,15 @@ class Rollback:
             except (FencedError, CutOffError):
                 raise
             except Exception as error:  # whatever it was, this step is not back: tried again, then said
-                last_try = attempt == self._settings.undo_attempts or time.monotonic() > self._deadline
+                # a server that restarts is waited for: it may do so because of what is taken back
+                is_away = isinstance(error, DatabaseUnreachableError)
+                last_try = attempt == self._settings.undo_attempts and not is_away
                 log.warning("try %d to take back %s failed: %s", attempt, intent.title, error)
-                if last_try:
+                if last_try or time.monotonic() > self._deadline:
                     raise UndoFailedError(f"{intent.undo.describe()}: {error}") from error
                 time.sleep(_PAUSE_S * attempt)
-        return None
+                attempt += not is_away
+            self._prove_ours()
 
     def _take_back(self, view: JournalView, intent: Intent) -> None:
         if isinstance(intent.undo, DatabaseUndo):
@@ -130,7 +140,14 @@ class Rollback:
             return ()
         deadline = time.monotonic() + _SETTLE_S
         while True:
-            left = differences_from_before(view, plan) + self._dead_home(view, plan.before)
+            try:
+                left = differences_from_before(view, plan) + self._dead_home(view, plan.before)
+            except DatabaseUnreachableError as error:
+                if time.monotonic() > self._deadline:
+                    raise
+                log.warning("what was taken back cannot be read yet: %s", error)
+                time.sleep(_PAUSE_S)
+                continue
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(_PAUSE_S)

@@ -82,11 +82,18 @@ def attach_indexes(
 
     It serves nobody yet: its parts are hidden, so that PostgreSQL does not call it valid.
 
+    Args:
+        database: which.
+        action: what is attached to what.
+        deployment: for whom.
+        heed: asked first of all, and before each further effect; may raise to give up.
+
     Raises:
         WorldMovedError: the table's partitions are not those of the plan any more.
         StepFailedError: a lock was not to be had, or a leaf's index is not whole.
         DatabaseError: see `connection`.
     """
+    heed()  # one that was fenced off must not begin again when it is retried
     with connection(database, deployment=deployment, autocommit=True) as session:
         at_home(session)
         _refuse_other_partitions(session, action)

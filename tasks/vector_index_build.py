@@ -67,7 +67,8 @@ def build_index(
         action: what is built.
         deployment: for whom.
         progress: told about once in `poll_s` how far it is.
-        heed: asked as often; when it raises, the build is cancelled and what there is of it is dropped.
+        heed: asked first of all, and as often; when it raises, the build is cancelled and what there is of it
+            is dropped.
         poll_s: seconds between two looks.
 
     Raises:
@@ -75,6 +76,7 @@ def build_index(
         StepFailedError: the build failed; what there was of it is dropped.
         DatabaseError: see `connection`.
     """
+    heed()  # one that was fenced off must not begin again when it is retried, nor end who goes on with it
     end_sessions(database, deployment=deployment)
     index = action.partition.index
     with connection(database, deployment=deployment, autocommit=True) as session:

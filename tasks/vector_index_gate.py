@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,18 +65,27 @@ class _Asked(Frozen):
     took_s: tuple[Seconds, ...]
 
 
-def judge_index(database: Database, action: JudgeIndex, *, deployment: str) -> IndexMeasured:
+def judge_index(
+    database: Database, action: JudgeIndex, *, deployment: str, heed: Callable[[], None] = lambda: None
+) -> IndexMeasured:
     """Measure the new index, hidden so far, beside exact search and the old one; return it if it passes.
 
     The queries are vectors of the table itself, so that each finds its own row first: recall reads a little
     higher than for strangers, most of all for a small k.
 
+    Args:
+        database: which; a query may take as long as its `statement_timeout_s`.
+        action: what is measured, and what it has to reach.
+        deployment: for whom.
+        heed: asked before each query; may raise to give up.
+
     Raises:
         VerdictFailedError: it does not pass, or could not be measured; the message has the figures.
-        DatabaseError: see `connection`.
+        DatabaseError: a query took too long; or see `connection`.
     """
+    heed()
     with _measuring(database, deployment) as session:
-        gate = _Gate(session, action.table, action.parts, action.gate)
+        gate = _Gate(session, action.table, action.parts, action.gate, heed=heed)
         exact = gate.exact()
         new_leaves = _leaves(session, action.new, action.new_leaves)
         old_leaves = _leaves(session, action.old, action.old_leaves) if action.old else ()
@@ -95,15 +104,20 @@ def judge_index(database: Database, action: JudgeIndex, *, deployment: str) -> I
     return _passed(measured, action.gate, what=action.new)
 
 
-def verify_index(database: Database, action: VerifyIndex, *, deployment: str) -> IndexMeasured:
+def verify_index(
+    database: Database, action: VerifyIndex, *, deployment: str, heed: Callable[[], None] = lambda: None
+) -> IndexMeasured:
     """Measure the index as users have it now: by the planner's own choice, with nothing hidden for it.
+
+    `heed` and the limit of a query are those of `judge_index`.
 
     Raises:
         VerdictFailedError: the planner does not take it, or it does not pass any more.
-        DatabaseError: see `connection`.
+        DatabaseError: a query took too long; or see `connection`.
     """
+    heed()
     with _measuring(database, deployment) as session:
-        gate = _Gate(session, action.table, action.parts, action.gate)
+        gate = _Gate(session, action.table, action.parts, action.gate, heed=heed)
         exact = gate.exact()
         leaves = _leaves(session, action.index, action.leaves)
         asked = [gate.freely(leaves) for _ in range(_ROUNDS)]
@@ -129,7 +143,8 @@ def _passed(measured: IndexMeasured, gate: IndexGate, *, what: str) -> IndexMeas
 @contextmanager
 def _measuring(database: Database, deployment: str) -> Iterator[Session]:
     """One transaction that sees the same rows all along, and is rolled back."""
-    with connection(database, deployment=deployment) as session:
+    limit_s = database.statement_timeout_s
+    with connection(database, deployment=deployment, statement_timeout_s=limit_s) as session:
         session.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         try:
             at_home(session)
@@ -153,8 +168,16 @@ def _size_bytes(session: Session, indexes: Sequence[QualifiedName]) -> int:
 class _Gate:
     """The queries of one gate, and what asks them in a session."""
 
-    def __init__(self, session: Session, table: QualifiedName, parts: IndexParts, gate: IndexGate) -> None:
-        self.session, self.table, self.parts, self.gate = session, table, parts, gate
+    def __init__(
+        self,
+        session: Session,
+        table: QualifiedName,
+        parts: IndexParts,
+        gate: IndexGate,
+        *,
+        heed: Callable[[], None],
+    ) -> None:
+        self.session, self.table, self.parts, self.gate, self.heed = session, table, parts, gate, heed
         self.vectors = query_vectors(session, table, parts, count=gate.queries)
 
     def exact(self) -> _Asked:
@@ -236,6 +259,7 @@ class _Gate:
     def _ask(self, query: sql.Composed) -> _Asked:
         distances, took_s = [], []
         for vector in self.vectors:
+            self.heed()
             began = time.perf_counter()
             rows = self.session.execute(query, self._values(vector), prepare=False).fetchall()
             took_s.append(time.perf_counter() - began)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from psycopg import errors, sql
 
@@ -28,19 +29,40 @@ def remove_index(database: Database, step: RemoveIndex, *, deployment: str) -> N
     _drop(database, step.index, step.table, is_partitioned=step.is_partitioned, deployment=deployment)
 
 
-def drop_old_index(database: Database, finish: DropOldIndex, *, deployment: str) -> None:
+def drop_old_index(
+    database: Database, finish: DropOldIndex, *, deployment: str, heed: Callable[[], None] = lambda: None
+) -> None:
     """Drop what was kept through the bake: concurrently, or a partitioned one in short tries.
+
+    Args:
+        database: which.
+        finish: what is dropped.
+        deployment: for whom it was kept.
+        heed: asked before each try to drop what is still there; may raise to leave it.
 
     Raises:
         UndoFailedError: what has that name is on another table; it was left alone.
         StepFailedError: somebody still used it, or a lock was not to be had; says what is left.
         DatabaseError: see `connection`.
     """
-    _drop(database, finish.index, finish.table, is_partitioned=finish.is_partitioned, deployment=deployment)
+    _drop(
+        database,
+        finish.index,
+        finish.table,
+        is_partitioned=finish.is_partitioned,
+        deployment=deployment,
+        heed=heed,
+    )
 
 
 def _drop(
-    database: Database, index: QualifiedName, table: QualifiedName, *, is_partitioned: bool, deployment: str
+    database: Database,
+    index: QualifiedName,
+    table: QualifiedName,
+    *,
+    is_partitioned: bool,
+    deployment: str,
+    heed: Callable[[], None] = lambda: None,
 ) -> None:
     with connection(database, deployment=deployment, autocommit=True) as session:
         state = index_state(session, index)
@@ -51,6 +73,7 @@ def _drop(
                 f"{index} is on {state.found.table}, not on {table}: it is not ours and was left alone. Look "
                 "at both, and remove by hand what should not be there."
             )
+        heed()
         if not is_partitioned:
             drop_concurrently(session, index, patience_s=database.lock.patience_s)
             return
@@ -59,7 +82,7 @@ def _drop(
     def work(session: Session) -> None:
         session.execute(statement)
 
-    in_short_tries(database, work, deployment=deployment, what=f"dropping {index}")
+    in_short_tries(database, work, deployment=deployment, what=f"dropping {index}", heed=heed)
     log.info("dropped %s and its parts", index)
 
 

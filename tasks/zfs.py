@@ -6,7 +6,7 @@ Only what OpenZFS 2 and zfs-fuse 0.7 share is used, and what only one of them ha
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -19,6 +19,7 @@ from rules.backup import (
     backup_name,
     expired,
     from_epoch,
+    is_way_back,
     may_snapshot,
     parse_mounts,
     parse_properties,
@@ -116,14 +117,26 @@ def remove_leftovers(zfs: ZfsDataset, *, settings: Settings) -> None:
 def prune(zfs: ZfsDataset, *, now: datetime, keep_s: float, settings: Settings) -> tuple[str, ...]:
     """Destroy the snapshots of ours that are older than `keep_s`; return their names.
 
+    Those that schema changes go back through stay: see `tasks.cluster_prune`.
+
     Raises:
         CommandError: one could not be destroyed; the others before it are.
     """
     remove_leftovers(zfs, settings=settings)
+    backups = [each for each in stored(zfs, settings=settings) if not is_way_back(each.label)]
+    return destroy(zfs, expired(backups, now=now, keep_s=keep_s), settings=settings)
+
+
+def destroy(zfs: ZfsDataset, old: Iterable[Stored], *, settings: Settings) -> tuple[str, ...]:
+    """Destroy snapshots of the dataset, in this order; return their names.
+
+    Raises:
+        CommandError: one could not be destroyed; the others before it are.
+    """
     removed = []
-    for old in expired(stored(zfs, settings=settings), now=now, keep_s=keep_s):
-        _patiently(zfs, ("destroy", *_with_those_below(zfs), old.identity), settings)
-        removed.append(old.identity)
+    for each in old:
+        _patiently(zfs, ("destroy", *_with_those_below(zfs), each.identity), settings)
+        removed.append(each.identity)
     return tuple(removed)
 
 

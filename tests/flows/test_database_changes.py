@@ -1,9 +1,16 @@
-"""Schema and index changes of a database with users: good ones go through, bad ones come back to the same."""
+"""Schema and index changes of a database with users: good ones go through, bad ones come back to the same.
+
+`LAB_DATABASE=large` runs them on 200,000 rows and 20,000 vectors of 128 dimensions.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,26 +33,33 @@ from lab.database_migrations import (
     good_expand,
 )
 from lab.prefect_server import PrefectServer
+from lab.processes import wait_until
 from lab.zfs import LabZfs
 from rules.change import IndexChange, SchemaChange
 from rules.cluster_loss import LossNotAcceptedError
 from rules.database import DatabaseState
 from rules.entries import Noted
 from rules.environment import Monitoring
-from rules.errors import InvalidRequestError
+from rules.errors import WorldMovedError
+from rules.fleet import NOBODY
 from rules.journal import JournalView
 from rules.strategy import BlueGreen, InPlace
 from rules.vector_index import Hnsw, IndexGate
 from tasks.database import observe_database
 from tasks.journal import journals
+from tasks.planning import plan_now, renewed
+from tasks.settings import Settings
 from tests.requirements import need_zfs
+from tests.tasks.deploying import opening
 
 log = logging.getLogger(__name__)
 #: The machine's one zfs-fuse is taken by one process at a time: keep its tests in one.
 pytestmark = pytest.mark.xdist_group("zfs")
 
+_OF_AUTOVACUUM = 4
 TABLE = "public.episodic_memories"
 INDEX = "episodic_memories_embedding_idx"
+LARGE = {"rows": 200_000, "vectors": 20_000, "dimensions": 128, "months": 6}
 #: Watched for a moment: what is tested is the way there and back.
 SHORT = Monitoring(every_s=86_400, for_s=86_400)
 
@@ -65,6 +79,10 @@ class Memories(NamedTuple):
         return max(
             (journal.read() for journal in journals(self.journal_dir)), key=lambda view: view.opened.at
         )
+
+    def state_of_any(self) -> str:
+        """Return the newest deployment's state; empty: there is none yet."""
+        return self.view().state if list(self.journal_dir.glob("[!.]*/journal.jsonl")) else ""
 
     def state(self, like: DatabaseState | None = None) -> DatabaseState:
         """Return the database's state; content as far as it was there for `like`."""
@@ -96,7 +114,8 @@ def kept_database(
     pool: LabZfs, tmp_path_factory: pytest.TempPathFactory, lab_cache: Path
 ) -> Iterator[LabDatabase]:
     """One database for all tests here: each leaves it as it was, or says what it left."""
-    with LabDatabase(tmp_path_factory.mktemp("memories"), zfs=pool, cache=lab_cache) as running:
+    size = LARGE if os.environ.get("LAB_DATABASE") == "large" else {}
+    with LabDatabase(tmp_path_factory.mktemp("memories"), zfs=pool, cache=lab_cache, **size) as running:
         yield running
 
 
@@ -163,30 +182,43 @@ def test_a_good_schema_change_is_promoted_and_taken_back_by_its_way_down(
     seen(memories.load, "expand and back")
 
 
-BAD = {
-    "fails half-way": (bad_half_way, "key-7"),
-    "breaks a query": (bad_rename, "setting"),
-    "makes a query slow": (bad_slow, "earlier-of-its-kind"),
-    "loses rows": (bad_delete, "public.settings"),
+def test_what_fails_on_the_copy_is_refused_before_anything_is_touched(
+    memories: Memories, tmp_path: Path
+) -> None:
+    before = memories.state()
+    with pytest.raises(TakenBackError, match="settings_pkey"):
+        memories.deploy(bad_half_way(tmp_path / "m").change(memories.lab.name))
+
+    assert memories.view().state == "aborted"
+    assert memories.view().intents == ()
+    assert memories.state(before).differences(before) == ()
+    seen(memories.load, "refused by the rehearsal")
+
+
+#: What builds it, what is said of it, and what it is rehearsed on.
+Bad = tuple[Callable[[Path], LabMigrations], str, str | None]
+BAD: dict[str, Bad] = {
+    # without the rows a copy does not tell: it fails on the live database
+    "fails half-way": (bad_half_way, "settings_pkey", "schema_copy"),
+    "breaks a query": (bad_rename, "setting", None),
+    "makes a query slow": (bad_slow, "earlier-of-its-kind", None),
+    "loses rows": (bad_delete, r"public\.settings", None),
 }
 
 
-@pytest.mark.parametrize(("build", "words"), BAD.values(), ids=BAD.keys())
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
 def test_a_bad_schema_change_comes_back_to_the_same_checksums(
-    memories: Memories, tmp_path: Path, build: Any, words: str
+    memories: Memories, tmp_path: Path, bad: Bad
 ) -> None:
+    build, words, rehearsal = bad
     before = memories.state()
-    migrations: LabMigrations = build(tmp_path / "m")
+    migrations = build(tmp_path / "m")
     rules = ("delete-without-where", *migrations.accepted_lint)
-    with pytest.raises((TakenBackError, InvalidRequestError), match=words):
+    save_database(memories.lab.database.model_copy(update={"rehearsal": rehearsal}))
+    with pytest.raises(TakenBackError, match=words):
         memories.deploy(migrations.change(memories.lab.name, accepted_lint=rules))
 
-    view = memories.view()
-    if view.state == "aborted":  # the rehearsal found it out: nothing was touched
-        assert view.intents == ()
-        assert memories.state(before).differences(before) == ()
-        seen(memories.load, "refused")
-        return
+    assert memories.view().intents
     assert_as_before(memories, before)
     seen(memories.load, "bad change and back", may_be_refused=build is bad_delete)
 
@@ -209,9 +241,14 @@ def test_what_only_the_snapshot_brings_back_loses_as_many_commits_as_it_said(
     notes = [
         entry.words for entry in memories.view().entries if isinstance(entry, Noted) and entry.about == "loss"
     ]
-    lost = memories.load.lost()
+    lost, told = (
+        len(memories.load.lost()),
+        int(re.search(r"loses ([\d,]+) commits", notes[-1])[1].replace(",", "")),
+    )
     assert lost
-    assert f"{len(lost)} commits" in notes[-1]
+    # beside the users' confirmed ones: the migration's own, those that the stop cut off from their answer,
+    # and autovacuum's, which comes after a change
+    assert lost + 1 <= told <= lost + 1 + memories.load.figures().unknown + _OF_AUTOVACUUM
     seen(memories.load, "snapshot and back", may_be_refused=True)
 
 
@@ -236,6 +273,39 @@ def test_an_index_with_too_little_recall_never_serves(memories: Memories) -> Non
 
     assert_as_before(memories, before)
     seen(memories.load, "poor index and back")
+
+
+def test_a_server_that_restarts_on_the_way_back_is_waited_for(memories: Memories, tmp_path: Path) -> None:
+    before = memories.state()
+
+    def restart() -> None:
+        wait_until(lambda: memories.state_of_any() == "rolling_back", timeout_s=60, what="the way back")
+        memories.lab.run(memories.lab.service.stop)
+        time.sleep(4)
+        memories.lab.run(memories.lab.service.start)
+
+    with ThreadPoolExecutor(1) as beside:
+        restarted = beside.submit(restart)
+        with pytest.raises(TakenBackError, match="Rolled back and verified"):
+            memories.deploy(bad_rename(tmp_path / "m").change(memories.lab.name))
+        restarted.result()
+
+    assert_as_before(memories, before)
+
+
+def test_what_has_changed_since_the_plan_was_made_stops_the_deployment(
+    memories: Memories, tmp_path: Path
+) -> None:
+    change, settings = good_expand(tmp_path / "m").change(memories.lab.name), Settings()
+    opened = opening(fleet=NOBODY, database=memories.lab.database)
+    plan = plan_now(change, InPlace(), opened, settings)
+    assert renewed(plan, opened, settings).steps == plan.steps
+    memories.lab.query("ALTER TABLE public.settings ADD COLUMN by_hand text")
+    try:
+        with pytest.raises(WorldMovedError, match="Since the plan was made"):
+            renewed(plan, opened, settings)
+    finally:
+        memories.lab.query("ALTER TABLE public.settings DROP COLUMN by_hand")
 
 
 def test_a_strategy_that_makes_no_sense_is_refused_before_anything_is_touched(

@@ -19,6 +19,7 @@ from rules.backup import (
     backup_name,
     end_of_backup,
     expired,
+    is_way_back,
     may_snapshot,
     moved,
     overlapping,
@@ -74,6 +75,20 @@ def test_never_the_newest_nor_a_held_one_nor_one_that_is_not_ours(backups, keep_
         newest_at = max(each.taken_at for each in ours)
         left = [each for each in ours if not any(each is other for other in gone)]
         assert any(each.taken_at == newest_at for each in left)
+
+
+@pytest.mark.parametrize(
+    ("label", "is_one"),
+    [
+        ("sovereign-memories-0001-schema", True),
+        ("sovereign-memories-0001", False),
+        ("sovereign-schema", False),  # a backup of the deployment `schema`
+        ("hourly-schema", False),
+        ("sovereign-schema-0001", False),
+    ],
+)
+def test_a_schema_change_s_way_back_is_told_from_backups_by_its_name(label, is_one):
+    assert is_way_back(label) is is_one
 
 
 @pytest.mark.parametrize(

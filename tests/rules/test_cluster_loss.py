@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from rules.backup import Stored
 from rules.cluster_loss import (
     ClusterLoss,
     Commits,
@@ -15,6 +16,7 @@ from rules.cluster_loss import (
     WalEnd,
     WalRecord,
     commits_after,
+    expired_ways_back,
     parse_control,
     parse_record,
     position,
@@ -171,3 +173,47 @@ def test_a_clock_that_went_back_loses_no_negative_time():
 def test_a_loss_survives_json():
     lost = loss(Commits(count=1, last_at=TAKEN_AT), discarded=("tank/pg@hourly",))
     assert ClusterLoss.model_validate_json(lost.model_dump_json()) == lost
+
+
+# --- the snapshots ---------------------------------------------------------------------------------
+
+WEEK_S = 7 * 86_400.0
+LABELS = ("sovereign-d1-schema", "sovereign-d2-schema", "sovereign-d1", "hourly", "hourly-schema")
+
+
+def kept(label: str, *, days: float, held: bool = False) -> Stored:
+    taken_at = TAKEN_AT - timedelta(days=days)
+    return Stored(identity=f"tank/pg@{label}", label=label, taken_at=taken_at, is_held=held)
+
+
+def gone(*stored: Stored, keep=frozenset()) -> list[str]:
+    return [each.label for each in expired_ways_back(stored, keep=keep, now=TAKEN_AT, keep_s=WEEK_S)]
+
+
+def test_ways_back_go_after_their_time_oldest_first_and_also_the_newest():
+    found = [kept(LABELS[1], days=8), kept(LABELS[0], days=9), kept("sovereign-d9", days=10)]
+    assert gone(*found) == ["sovereign-d1-schema", "sovereign-d2-schema"]
+
+
+def test_a_way_back_of_exactly_that_age_stays():
+    assert gone(kept(LABELS[0], days=7)) == []
+
+
+def test_a_way_back_that_a_deployment_needs_stays_however_old():
+    found = [kept(LABELS[0], days=90), kept(LABELS[1], days=90)]
+    assert gone(*found, keep={"tank/pg@sovereign-d1-schema"}) == ["sovereign-d2-schema"]
+
+
+@given(
+    some.lists(
+        some.builds(kept, some.sampled_from(LABELS), days=some.floats(0, 30), held=some.booleans()),
+        max_size=12,
+    ),
+    some.sets(some.sampled_from([f"tank/pg@{label}" for label in LABELS])),
+)
+def test_nothing_goes_that_is_needed_or_held_or_young_or_no_way_back_of_ours(found, keep):
+    for each in expired_ways_back(found, keep=keep, now=TAKEN_AT, keep_s=WEEK_S):
+        assert each.label in LABELS[:2]
+        assert each.identity not in keep
+        assert not each.is_held
+        assert each.taken_at < TAKEN_AT - timedelta(days=7)

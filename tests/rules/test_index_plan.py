@@ -89,8 +89,8 @@ def change(**other):
     )
 
 
-def planned(of, wanted=None, before=None):
-    return plan_index(wanted or change(), of, before or state(of))
+def planned(of, wanted=None, before=None, *, seed=""):
+    return plan_index(wanted or change(), of, before or state(of), seed=seed)
 
 
 def actions(plan):
@@ -227,6 +227,43 @@ def test_leftovers_are_recognised_by_name_and_only_while_they_belong_to_nothing(
     beside = planned(of)
     assert beside.steps[0].action.partition.index != name
     assert name in {finish.index for finish in beside.finish}
+
+
+def test_parts_of_an_unfinished_whole_are_leftovers_and_taken_over_with_it():
+    of = catalog(2, old=False)
+    attached = planned(of).steps[2].action
+    left = (
+        found(attached.index, of.table, m=16, only=True, valid=False),
+        *(found(one.index, one.table, m=16, parent=attached.index) for one in attached.partitions),
+    )
+    of = of.model_copy(update={"indexes": left, "taken": tuple(one.index for one in left)})
+    assert without_leftovers(state(of)).indexes == {}
+    assert planned(of, before=without_leftovers(state(of))).steps[2].action == attached
+    # where they have to be there again after a way back, the whole is dropped at the end, with its parts
+    (finish,) = planned(of).finish
+    assert (finish.index, finish.is_partitioned) == (attached.index, True)
+
+
+@pytest.mark.parametrize("months", [0, 2])
+def test_what_another_change_keeps_is_no_part_of_the_state_but_its_own_is(months):
+    of = catalog(months)
+    first = planned(of, seed="first")
+    now = state(of)
+    for step in first.steps:
+        now = database_applied(now, step.action)
+    own = {first.finish[0].index}
+    assert without_leftovers(now, own=own) == now
+    others = set(now.indexes) - set(without_leftovers(now).indexes)
+    assert others == {*own, *(one.index for one in of.indexes if one.parent)}
+    assert "public.idx" in without_leftovers(now).indexes
+
+
+def test_two_deployments_never_keep_an_index_under_one_name():
+    first, later = planned(catalog(), seed="first"), planned(catalog(), seed="later")
+    assert first.finish[0].index != later.finish[0].index
+    assert first == planned(catalog(), seed="first")
+    # what is built has the same name, so that the later one takes over what the first has left
+    assert first.steps[0] == later.steps[0]
 
 
 def parts(how=None, dimensions=128, **other):

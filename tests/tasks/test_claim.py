@@ -9,6 +9,7 @@ import time
 import pytest
 
 from lab.identity import started_ticks
+from rules.database import Database, DatabaseAddress
 from rules.entries import Intent, Locked, Opened
 from rules.errors import CutOffError, FencedError
 from tasks.claim import StillRunningError, claim, refuse_living, step_lock
@@ -79,6 +80,41 @@ def test_a_repeated_rollback_takes_over_from_the_one_that_failed(api, journal, o
     with continued.begun(again):
         continued.append(Intent(number=0, title=STEP.title, undo=STEP.undo))
     assert claimed(continued, api, settings).owner.deployment == again.deployment
+
+
+def test_a_chain_of_repeated_rollbacks_may_take_over_from_the_first(api, journal, opened, settings):
+    acquire(api, opened.target, owner(opened.deployment, pid=1))
+    name = f"{opened.deployment}-again-again"
+    last = opening(deployment=name, target=opened.target, continues=f"{opened.deployment}-again")
+    continued = JournalFile(settings.journal_dir, name)
+    with continued.begun(last):
+        pass
+    assert claimed(continued, api, settings).owner.deployment == name
+
+
+@pytest.mark.parametrize(
+    ("database", "is_refused"),
+    [
+        pytest.param(Database(name="m", address=DatabaseAddress(database="m")), True, id="socket"),
+        pytest.param(
+            Database(name="m", address=DatabaseAddress(host="db.internal", database="m")),
+            False,
+            id="elsewhere",
+        ),
+    ],
+)
+def test_another_host_leaves_a_database_alone_that_it_would_mistake_for_its_own(
+    api, settings, database, is_refused
+):
+    theirs = opening(host="host-b", database=database)
+    adopted = JournalFile(settings.journal_dir, theirs.deployment)
+    with adopted.begun(theirs):
+        adopted.append(Intent(number=0, title=STEP.title, undo=STEP.undo))
+    if is_refused:
+        with pytest.raises(StillRunningError, match="only recover on host-b can take it back"):
+            claimed(adopted, api, settings)
+    else:
+        assert claimed(adopted, api, settings)
 
 
 def test_a_deployment_that_changed_nothing_needs_no_lock(api, opened, settings):

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
@@ -28,6 +29,7 @@ from rules.fleet import CommandService
 from rules.migration import Migration, VersionTable
 from tasks import cluster_server, zfs
 from tasks.base_backup import server_is_stopped
+from tasks.cluster_prune import prune_cluster_snapshots
 from tasks.database_snapshot import cluster_loss, loss_to_accept, restore_cluster, take_cluster_snapshot
 from tasks.postgres import application_name
 from tasks.settings import Settings
@@ -101,6 +103,10 @@ class Case:
 
     def loss(self):
         return cluster_loss(self.database, self.snapshot, settings=self.settings)
+
+    def loss_to_accept(self, **changes):
+        step = changes.pop("step", self.step())
+        return loss_to_accept(self.database, step, deployment=DEPLOYMENT, settings=self.settings)
 
     def checksum(self):
         return self.lab.query(CHECKSUM)
@@ -308,6 +314,133 @@ def test_names_that_are_not_ours_and_databases_without_a_dataset_are_refused(sta
         take_cluster_snapshot(bare, standing.snapshot, settings=standing.settings)
 
 
+# --- what it would lose, asked beforehand ----------------------------------------------------------
+
+
+def later_migration(case: Case) -> None:
+    """Apply a newer migration as Alembic does, whose table holds the newest revision alone."""
+    with psycopg.connect(case.lab.url) as connection:
+        connection.execute("CREATE INDEX later ON memories (kind)")
+        connection.execute("UPDATE schema_version SET name = '003_later' WHERE name LIKE '002%'")
+
+
+def test_under_a_newer_migration_that_hides_it_the_loss_is_told_before_anything_is_taken_back(migrated):
+    migrated.lab.query("DELETE FROM schema_version WHERE name = '001'")
+    later_migration(migrated)
+    assert migrated.lab.query("SELECT name FROM schema_version") == [("003_later",)]
+    assert migrated.loss_to_accept().commits == 3
+    # by itself it still has nothing to do until the newer one is back
+    migrated.restore()
+    assert migrated.told == []
+    migrated.lab.query("UPDATE schema_version SET name = '002_forget_sources'")
+    migrated.restore()
+    assert_back(migrated)
+
+
+def test_before_any_migration_there_is_nothing_to_lose_whatever_was_written(case):
+    case.take()
+    case.lab.query("INSERT INTO book DEFAULT VALUES")
+    assert case.loss_to_accept() is None
+
+
+def test_what_somebody_migrates_after_the_way_back_is_no_loss(migrated):
+    migrated.restore()
+    migrated.lab.query("INSERT INTO schema_version VALUES ('004_of_somebody')")
+    assert migrated.loss_to_accept() is None
+    migrated.restore()
+    assert migrated.lab.query("SELECT count(*) FROM schema_version") == [(2,)]
+
+
+def test_a_loss_through_a_snapshot_that_is_gone_is_refused_and_not_passed_over(migrated, pool):
+    later_migration(migrated)
+    pool.zfs("destroy", migrated.snapshot)
+    for note in migrated.cluster.glob("sovereign-*"):
+        note.unlink()
+    with pytest.raises(UndoFailedError, match="is not there"):
+        migrated.loss_to_accept()
+
+
+def test_of_a_server_that_is_stopped_the_loss_is_measured_and_not_waited_for(migrated, pool):
+    migrated.lab.query("INSERT INTO book DEFAULT VALUES")
+    migrated.lab.run(migrated.database.server.service.stop)
+    assert migrated.loss_to_accept().commits == 2
+    pool.zfs("unmount", migrated.dataset)  # as after a start of the machine that did not mount it
+    assert migrated.loss_to_accept().commits == 2
+    assert migrated.is_stopped()
+    migrated.restore()
+    assert [loss.commits for loss in migrated.told] == [2]
+    assert_back(migrated)
+
+
+def damage(case: Case, file: str) -> None:
+    case.lab.run(case.database.server.service.stop)
+    place = case.cluster / file
+    place.write_bytes(bytes(place.stat().st_size))
+
+
+@pytest.mark.parametrize("file", ["global/pg_control", "PG_VERSION"])
+def test_a_server_that_does_not_come_up_is_brought_back_at_a_loss_that_was_told(migrated, file):
+    damage(migrated, file)
+    told = migrated.loss_to_accept()
+    assert told.commits is None
+    assert told.lost_bytes > 0
+    time.sleep(1.1)  # all the time counts where commits are not known, not only that up to the last one
+    with pytest.raises(LossNotAcceptedError, match="how many commits is not known"):
+        migrated.restore(step=migrated.step(max_loss_s=1))
+    migrated.restore()
+    assert [loss.commits for loss in migrated.told] == [None]
+    assert_back(migrated)
+
+
+def test_a_server_that_runs_and_lets_nobody_in_is_given_up_by_a_person_who_was_told_the_loss(migrated):
+    damage(migrated, "global/pg_filenode.map")
+    server = migrated.database.server.model_copy(update={"start_timeout_s": 5})
+    hasty = migrated.database.model_copy(update={"server": server})
+    with pytest.raises(UndoFailedError, match=r"runs, but does not answer.*\(accept_loss\)"):
+        migrated.restore(database=hasty)
+    assert not migrated.is_stopped()
+    assert migrated.loss_to_accept().commits == 1
+    migrated.restore(database=hasty, accept_loss=True)
+    assert [loss.commits for loss in migrated.told] == [1]
+    assert_back(migrated)
+
+
+# --- snapshots that are needed no more -------------------------------------------------------------
+
+
+def test_snapshots_that_no_deployment_needs_go_with_their_notes_and_nothing_else_does(case, pool):
+    for name in ("needed", "old", "held", "cloned"):
+        wanted = f"{case.dataset}@sovereign-{name}-schema"
+        taken = take_cluster_snapshot(case.database, wanted, settings=case.settings)
+    pool.zfs("snapshot", f"{case.dataset}@sovereign-backup")
+    pool.zfs("snapshot", f"{case.dataset}@hourly-schema")
+    pool.zfs("hold", "keep", f"{case.dataset}@sovereign-held-schema")
+    clone = f"{case.dataset}-clone"
+    pool.zfs("clone", "-o", "mountpoint=none", f"{case.dataset}@sovereign-cloned-schema", clone)
+    (case.cluster / "sovereign-old-schema.going-back").touch()
+
+    def prune(now: datetime, *, database=case.database) -> tuple[str, ...]:
+        keep = iter([f"{case.dataset}@sovereign-needed-schema"])
+        return prune_cluster_snapshots(
+            database, keep=keep, now=now, keep_s=7 * 86_400.0, settings=case.settings
+        )
+
+    late = taken.taken_at + timedelta(days=8)
+    try:
+        assert prune(datetime.now(UTC)) == ()
+        assert prune(late, database=case.database.model_copy(update={"server": None})) == ()
+        assert prune(late) == (f"{case.dataset}@sovereign-old-schema",)
+        assert prune(late) == ()
+        left = [each.label for each in zfs.stored(case.database.zfs, settings=case.settings)]
+    finally:
+        pool.zfs("release", "keep", f"{case.dataset}@sovereign-held-schema")
+        pool.zfs("destroy", clone)
+    names = ("needed", "held", "cloned")
+    ours = [f"sovereign-{name}-schema" for name in names]
+    assert [label for label in left if label != "stopped"] == [*ours, "sovereign-backup", "hourly-schema"]
+    assert case.notes() == sorted(f"{label}.snapshot" for label in ours)
+
+
 # --- the way back ----------------------------------------------------------------------------------
 
 
@@ -355,9 +488,7 @@ def test_repeating_it_changes_nothing_and_keeps_what_was_written_meanwhile(migra
     assert_back(migrated)
     migrated.lab.query("INSERT INTO book DEFAULT VALUES")
     for step in (migrated.step(), half_applied(migrated)):
-        assert (
-            loss_to_accept(migrated.database, step, deployment=DEPLOYMENT, settings=migrated.settings) is None
-        )
+        assert migrated.loss_to_accept(step=step) is None
         migrated.restore(step=step)
     assert migrated.lab.query("SELECT count(*) FROM book") == [(1,)]
     assert [loss.commits for loss in migrated.told] == [1]
@@ -382,8 +513,7 @@ def test_one_without_a_transaction_is_taken_back_though_the_version_table_does_n
     case.take()
     case.lab.query(MIGRATION.up[1])
     step = half_applied(case)
-    shown = loss_to_accept(case.database, step, deployment=DEPLOYMENT, settings=case.settings)
-    assert shown.commits == 1
+    assert case.loss_to_accept(step=step).commits == 1
     case.restore(step=step)
     assert_back(case)
 
@@ -529,10 +659,7 @@ def test_killed_after_the_stop_it_goes_on_without_asking_again(migrated):
         assert '"commits":1' in killed.stdout.readline()
     assert migrated.is_stopped()
     assert migrated.notes() == [f"sovereign-{DEPLOYMENT}.{kind}" for kind in ("going-back", "snapshot")]
-    assert (
-        loss_to_accept(migrated.database, migrated.step(), deployment=DEPLOYMENT, settings=migrated.settings)
-        is None
-    )
+    assert migrated.loss_to_accept() is None
     # decided on already, and a server that stands still loses no more by waiting
     migrated.restore(step=migrated.step(max_loss_s=0))
     assert [loss.commits for loss in migrated.told] == [1]
@@ -599,7 +726,10 @@ def test_a_dataset_that_a_killed_rollback_left_unmounted_is_mounted(migrated, po
     with restorer(migrated, waits_s=60) as killed:
         killed.stdout.readline()
     pool.zfs("unmount", migrated.dataset)
+    # what is noted lies in the dataset: that it was decided on already, for instance
+    assert migrated.loss_to_accept() is None
     migrated.restore()
+    assert [loss.commits for loss in migrated.told] == [1]
     assert_back(migrated)
 
 

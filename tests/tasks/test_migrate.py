@@ -113,6 +113,13 @@ def test_a_long_statement_is_shown_in_its_first_two_hundred_letters(database):
         apply(database, migration(up=("SELECT " + "x" * 300,)))
 
 
+@pytest.mark.parametrize("value", ["'sesame-0815'", "E'sesame-0815'", "$$sesame-0815$$", "$a$sesame-0815$a$"])
+def test_a_failing_statement_is_shown_up_to_its_first_value(database, value):
+    with pytest.raises(StepFailedError, match=r"failed at `COMMENT ON TABLE gone IS( E)?…`") as caught:
+        apply(database, migration(up=(f"COMMENT ON TABLE gone IS {value}",)))
+    assert "sesame" not in str(caught.value)
+
+
 def test_a_statement_that_takes_too_long_is_ended(database):
     slow = database.model_copy(update={"statement_timeout_s": 0.3})
     with pytest.raises(StepFailedError, match="statement timeout, sqlstate 57014"):
@@ -149,9 +156,9 @@ def test_someone_who_migrates_at_the_same_time_is_noticed_and_nothing_stands(dat
     asked = []
 
     def heed():
-        # between tries, so after the look at the version table
+        # before the look at the version table, before the first try, and before the second
         asked.append(1)
-        if len(asked) == 1:
+        if len(asked) == 3:
             execute(database, "UPDATE alembic_version SET version_num = 'z'")
             blocker.rollback()
 

@@ -14,10 +14,16 @@ import pytest
 
 import tasks
 from rules.database_plan import ApplyMigration
-from rules.errors import AbortedError, StepFailedError
+from rules.errors import StepFailedError
 from tasks.concurrent_index import BuiltIndex, index_built_by, keeps_nobody_waiting
 from tasks.migrate import apply_migration
-from tests.tasks.databases import execute, fresh_database, pids_of, reader, session
+from tests.tasks.databases import (
+    execute,
+    fresh_database,
+    pids_of,
+    reader,
+    session,
+)
 from tests.tasks.migrating import (
     ALEMBIC,
     BEFORE,
@@ -127,21 +133,6 @@ def test_half_of_it_is_taken_back(database):
         apply(database, bad)
     assert state(database) == (["i", "k"], ["t_i"], [], ("a",))
     revert(database, bad)
-    assert state(database) == BEFORE
-
-
-def test_stopped_between_two_statements_it_is_half_and_can_be_taken_back(database):
-    asked = []
-
-    def heed():
-        asked.append(1)
-        if len(asked) == 2:
-            raise AbortedError("a person said so")
-
-    with pytest.raises(AbortedError):
-        apply(database, concurrent(), heed=heed)
-    assert state(database) == (["i", "k"], ["t_i"], [], ("a",))
-    revert(database, concurrent())
     assert state(database) == BEFORE
 
 

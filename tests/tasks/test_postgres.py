@@ -12,7 +12,7 @@ import lab.postgres
 import tasks.blockers
 from lab.postgres import Postgres
 from rules.database import LockPolicy
-from rules.errors import AbortedError, StepFailedError
+from rules.errors import AbortedError, FencedError, StepFailedError
 from tasks.postgres import DatabaseError, end_sessions, in_our_turn, in_short_tries
 from tests.tasks.databases import (
     columns,
@@ -167,6 +167,32 @@ def test_a_prepared_transaction_in_the_way_is_named_as_such(tmp_path, monkeypatc
         with pytest.raises(StepFailedError, match="a prepared transaction"):
             in_short_tries(impatient(database), add_column, deployment=NAME, what="w")
         execute(database, "ROLLBACK PREPARED 'forgotten'")
+
+
+@pytest.mark.parametrize("way", [in_short_tries, in_our_turn])
+def test_also_the_first_try_is_asked_for_once_the_sessions_are_there(database, way):
+    """Who recovers ends the sessions that it finds: one that comes later must ask."""
+    seen, tries = [], []
+
+    def heed():
+        seen.extend(pids_of(database, NAME))
+        raise FencedError("recovered by another host")
+
+    with pytest.raises(FencedError):
+        way(database, tries.append, deployment=NAME, what="w", heed=heed)
+    assert (len(seen), tries) == (2, [])
+
+
+def test_who_takes_turns_with_a_limit_names_who_was_in_the_way(database):
+    def drop(ours):
+        ours.execute("DROP INDEX CONCURRENTLY t_i")
+
+    execute(database, "CREATE INDEX t_i ON t (i)")
+    with idle_in_transaction(database, "SELECT FROM t") as blocker:
+        with pytest.raises(StepFailedError, match=r"w got no lock within 0\.4 s") as caught:
+            in_our_turn(database, drop, deployment=NAME, what="w", lock_timeout_s=0.4)
+        assert f"pid {blocker.info.backend_pid} (forgotten-psql of postgres" in str(caught.value)
+    in_our_turn(database, drop, deployment=NAME, what="w", lock_timeout_s=0.4)
 
 
 def test_each_further_try_is_asked_for_and_may_be_refused(database):

@@ -1,19 +1,15 @@
-"""Sessions of a real PostgreSQL: their settings and passwords, and how they end."""
+"""Sessions of a real PostgreSQL: their settings, passwords and errors."""
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
-import subprocess
-import sys
-import time
+import socket
 from pathlib import Path
 
 import psycopg
 import pytest
 
-import tasks.postgres
 from lab.ports import LOCALHOST, free_port, give_back
 from lab.postgres import Postgres
 from rules.database import Database, DatabaseAddress
@@ -23,24 +19,13 @@ from tasks.postgres import (
     DatabaseUnreachableError,
     application_name,
     connection,
-    end_sessions,
-    in_short_tries,
     quoted,
     version_rows,
 )
-from tests.tasks.databases import execute, fresh_database, pids_of, wait_until
+from tests.tasks.databases import execute, fresh_database
 
 NAME = "web-2026-11-25"
 PASSWORD = "sesame-0815-open"  # noqa: S105 - of a server in a temporary directory
-_SLEEP = """
-import sys
-from rules.database import Database
-from tasks.postgres import connection
-database = Database.model_validate_json(sys.argv[1])
-with connection(database, deployment=sys.argv[2], autocommit=True) as session:
-    print("connected", flush=True)
-    session.execute("SELECT pg_sleep(120)")
-"""
 
 
 @pytest.fixture
@@ -110,6 +95,25 @@ def test_an_error_names_the_place_but_quotes_no_row(database):
     assert caught.value.sqlstate == "23514"
     assert database.address.database in str(caught.value)
     assert "471147" not in str(caught.value)
+
+
+def test_an_error_about_a_value_does_not_show_it(database):
+    execute(database, "CREATE TABLE words AS SELECT 'sesame \"0815\" open' AS w")
+    with (
+        pytest.raises(DatabaseError, match='invalid input syntax for type integer: "…", sqlstate') as caught,
+        connection(database, deployment=NAME) as ours,
+    ):
+        ours.execute("ALTER TABLE words ALTER COLUMN w TYPE int USING w::int")
+    assert "sesame" not in str(caught.value)
+    assert "0815" not in str(caught.value)
+
+
+def test_a_network_that_is_dead_is_noticed_also_while_data_waits_to_be_acknowledged(database):
+    with (
+        connection(database, deployment=NAME) as ours,
+        socket.socket(fileno=os.dup(ours.fileno())) as wire,
+    ):
+        assert wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 25_000
 
 
 def test_a_server_that_does_not_answer_is_unreachable(database):
@@ -218,75 +222,6 @@ def test_a_wrong_password_is_told_but_not_shown(kept):
     with pytest.raises(DatabaseUnreachableError, match="password authentication failed") as caught:
         user_of(kept)
     assert "wrong-and-secret" not in str(caught.value)
-
-
-@pytest.fixture
-def deployer(database):
-    """A process in the middle of a long statement."""
-    argv = [sys.executable, "-c", _SLEEP, database.model_dump_json(), NAME]
-    with subprocess.Popen(
-        argv, stdout=subprocess.PIPE, text=True, cwd=Path(tasks.__path__[0]).parent
-    ) as process:
-        assert process.stdout.readline() == "connected\n"
-        running = "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(120)'"
-        wait_until(lambda: execute(database, running))
-        yield process
-        process.kill()
-
-
-def test_the_statement_of_a_killed_process_ends_by_itself(database, deployer):
-    assert len(pids_of(database, NAME)) == 1
-    deployer.send_signal(signal.SIGKILL)
-    deployer.wait()
-    took_s = wait_until(lambda: len(pids_of(database, NAME)) == 0)
-    assert took_s < 2.5
-
-
-def test_the_statement_of_a_killed_or_a_stopped_process_is_ended_at_once(database, deployer):
-    deployer.send_signal(signal.SIGSTOP)  # cut off, but alive: its session would go on
-    began = time.monotonic()
-    assert end_sessions(database, deployment=NAME) == 1
-    assert len(pids_of(database, NAME)) == 0
-    assert time.monotonic() - began < 1
-    assert end_sessions(database, deployment=NAME) == 0
-    deployer.send_signal(signal.SIGCONT)
-
-
-def test_sessions_of_others_are_left_alone(database, deployer):
-    assert end_sessions(database, deployment="web-2026-11-2") == 0
-    assert len(pids_of(database, NAME)) == 1
-
-
-def test_sessions_that_do_not_end_in_time_are_an_error(database, deployer, monkeypatch):
-    monkeypatch.setattr(tasks.postgres, "_END_TIMEOUT_S", 0.3)
-    (pid,) = pids_of(database, NAME)
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        with pytest.raises(DatabaseError, match=rf"\[{pid}\].*still run after 0.3 s"):
-            end_sessions(database, deployment=NAME)
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
-def test_a_signal_in_the_middle_of_a_statement_gets_through_and_the_session_ends(database):
-    class TerminatedError(BaseException):
-        pass
-
-    def terminate(*_):
-        raise TerminatedError
-
-    before = signal.signal(signal.SIGALRM, terminate)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.5)
-        began = time.monotonic()
-        with pytest.raises(TerminatedError):
-            in_short_tries(
-                database, lambda ours: ours.execute("SELECT pg_sleep(60)"), deployment=NAME, what="w"
-            )
-        assert time.monotonic() - began < 2
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    assert wait_until(lambda: len(pids_of(database, NAME)) == 0) < 2.5
 
 
 def test_a_version_table_is_read_sorted_and_may_be_missing(database):

@@ -111,6 +111,16 @@ def test_a_deployment_that_did_nothing_is_aborted(settings):
     assert (view.state, view.reason) == ("aborted", f"{CAUSE} Nothing had been changed.")
 
 
+def test_a_repeated_rollback_with_nothing_left_to_undo_is_still_verified(pair, settings):
+    fleet = hurried(pair.fleet)
+    plan = plan_rollout(pair.change(NEXT_RELEASE), BlueGreen(), fleet, observe_fleet(fleet))
+    again = opening(fleet, continues="web-1")
+    journal = JournalFile(settings.journal_dir, again.deployment)
+    journal.adopt(b"".join(line(entry) for entry in (again, Planned(plan=plan))))
+    journal.note_lease(time.time() + 300)
+    assert Rollback(journal, settings=settings, by="person").run(CAUSE).state == "rolled_back"
+
+
 def test_tries_again_while_a_part_is_away(pair, settings, caplog):
     before = pair.observed()
     journal, _, _ = deployed(pair, settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
@@ -11,14 +12,17 @@ import pytest
 
 from lab.postgres import Postgres, programs
 from rules.errors import (
+    FencedError,
     InvalidRequestError,
+    RevokedError,
     StepFailedError,
     UndoFailedError,
     VerdictFailedError,
     WorldMovedError,
 )
 from rules.vector_index import Hnsw, IndexGate, IvfFlat
-from tasks import vector_index
+from tasks import vector_index, vector_index_gate
+from tasks.postgres import DatabaseError
 from tests.tasks import vectors
 from tests.tasks.vectors import (
     at,
@@ -300,6 +304,55 @@ def test_what_has_the_name_of_an_index_of_ours_on_another_table_is_left_alone(mo
     query(monthly, f"CREATE INDEX {undo.index.split('.')[1]} ON other USING hnsw (e vector_l2_ops)")
     with pytest.raises(UndoFailedError, match=r"is on public.other.*left alone"):
         vectors.undo(monthly, undo)
+
+
+def test_one_that_was_fenced_off_attaches_nothing(monthly):
+    planned = plan(monthly, change())
+    walk(monthly, planned, up_to=at(planned, "attach_indexes"))
+    before = observed(monthly)
+    action = step(planned, "attach_indexes").action
+
+    def heed():
+        raise FencedError("recovered by another process")
+
+    with pytest.raises(FencedError):
+        vector_index.attach_indexes(monthly, action, deployment="d1", heed=heed)
+    assert observed(monthly) == before
+    assert action.index not in before.indexes
+
+
+@pytest.mark.parametrize("name", ["judge_index", "verify_index"])
+def test_who_measures_can_be_stopped_between_queries_and_leaves_nothing(monthly, name):
+    planned = plan(monthly, change())
+    walk(monthly, planned, up_to=at(planned, name))
+    before, scans = observed(monthly), scanned(monthly)
+    # by then it has asked without indexes and, to judge, has hidden those of others for itself
+    remaining = iter(range(30))
+
+    def heed():
+        if next(remaining, None) is None:
+            raise RevokedError("cancelled")
+
+    measure = getattr(vector_index_gate, name)
+    with pytest.raises(RevokedError, match="cancelled"):
+        measure(monthly, step(planned, name).action, deployment="d1", heed=heed)
+    assert (observed(monthly), scanned(monthly)) == (before, scans)
+    assert measure(monthly, step(planned, name).action, deployment="d1").new.is_used
+
+
+@pytest.mark.parametrize("name", ["judge_index", "verify_index"])
+def test_a_query_of_a_gate_takes_no_longer_than_a_statement_may(monthly, name):
+    planned = plan(monthly, change())
+    walk(monthly, planned, up_to=at(planned, name))
+    limited = monthly.model_copy(update={"statement_timeout_s": 0.3})
+    with psycopg.connect(
+        host="127.0.0.1", port=monthly.address.port, user="postgres", dbname=monthly.address.database
+    ) as user:
+        user.execute("LOCK TABLE memories")
+        began = time.monotonic()
+        with pytest.raises(DatabaseError, match="due to statement timeout"):
+            getattr(vector_index_gate, name)(limited, step(planned, name).action, deployment="d1")
+    assert time.monotonic() - began < 5
 
 
 def test_an_index_that_was_not_valid_before_is_not_shown_on_the_way_back(server):

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from lab.postgres import Postgres
-from rules.errors import RevokedError, StepFailedError, WorldMovedError
+from rules.errors import FencedError, RevokedError, StepFailedError, WorldMovedError
 from rules.index_plan import BuildMemory
 from rules.vector_index import Hnsw
 from tasks import vector_index, vector_index_build
@@ -170,6 +170,19 @@ def test_who_is_told_to_stop_cancels_the_build_and_leaves_nothing(large):
         build(large, action, heed=heed)
     assert observed(large).indexes == {}
     assert sessions(large) == 0
+
+
+def test_one_that_was_fenced_off_neither_begins_again_nor_ends_who_goes_on(large):
+    action, _ = building(large, SLOW)
+
+    def heed():
+        raise FencedError("recovered by another process")
+
+    with connection(large, deployment="d1", autocommit=True) as session:
+        with pytest.raises(FencedError):
+            build(large, action, heed=heed)
+        assert session.execute("SELECT 1").fetchall() == [(1,)]
+    assert observed(large).indexes == {}
 
 
 def test_a_build_whose_deployer_was_killed_is_removed_at_once(large):

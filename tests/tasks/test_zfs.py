@@ -145,6 +145,19 @@ def test_pruning_removes_old_ones_of_ours_and_nothing_else(dataset, settings, po
         pool.zfs("release", "keep", f"{dataset.dataset}@sovereign-held")
 
 
+def test_pruning_backups_leaves_every_way_back_of_a_schema_change_and_does_not_count_it(
+    dataset, settings, pool
+):
+    for name in ("d1", "d2", "d1-schema", "d2-schema"):
+        taken = zfs.take(dataset, BLOCK, deployment=name, settings=settings)
+    late = taken.taken_at + timedelta(hours=2)
+    assert zfs.prune(dataset, now=late, keep_s=3600, settings=settings) == (
+        f"{dataset.dataset}@sovereign-d1",
+    )
+    left = [each.label for each in zfs.stored(dataset, settings=settings)]
+    assert left == ["sovereign-d2", "sovereign-d1-schema", "sovereign-d2-schema"]
+
+
 def test_a_plan_passes_for_a_healthy_file_system_with_room(dataset, settings):
     found = zfs.plan(dataset, settings=settings)
     assert found.result is Result.PASSED

@@ -17,6 +17,7 @@ from rules.database_plan import (
     BuildIndex,
     JudgeIndex,
     SwapIndex,
+    VerifyDatabase,
     VerifyIndex,
     database_applied,
 )
@@ -126,6 +127,8 @@ def do(database, action, **other):
             return vector_index.swap_index(database, action, deployment=DEPLOYMENT)
         case VerifyIndex():
             return vector_index_gate.verify_index(database, action, deployment=DEPLOYMENT)
+        case VerifyDatabase():
+            return None
     raise AssertionError(action)
 
 
