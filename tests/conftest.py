@@ -15,6 +15,16 @@ from lab.prefect_server import DATABASE, DRIVER, PrefectServer, migrated_cluster
 from lab.processes import end_marked
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fail at once where xdist cannot keep a group of tests in one process: they would wait for each other."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    apart = [i.nodeid for i in items if i.get_closest_marker("xdist_group") and "@" not in i.nodeid]
+    if apart:
+        raise pytest.UsageError(f"xdist does not keep groups together: {apart[0]}; see pytest in pyproject.toml")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Fail the session when a process of it still runs at its end."""
