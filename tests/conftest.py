@@ -17,12 +17,14 @@ from lab.processes import end_marked
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fail at once where xdist cannot keep a group of tests in one process: they would wait for each other."""
+    """Fail at once where xdist cannot keep a group of tests in one process: each would wait for the other."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
     apart = [i.nodeid for i in items if i.get_closest_marker("xdist_group") and "@" not in i.nodeid]
     if apart:
-        raise pytest.UsageError(f"xdist does not keep groups together: {apart[0]}; see pytest in pyproject.toml")
+        raise pytest.UsageError(
+            f"xdist does not keep groups together: {apart[0]}; see pyproject.toml on pytest"
+        )
 
 
 @pytest.fixture(scope="session", autouse=True)
