@@ -14,6 +14,7 @@ from rules.journal import JournalView
 from tasks.cluster_prune import prune_cluster_snapshots
 from tasks.journal import JournalFile
 from tasks.known import readable_journals
+from tasks.rehearsal import remove_rehearsals
 from tasks.settings import Settings
 from tasks.vector_index import drop_old_index
 
@@ -63,7 +64,7 @@ def prune_ways_back(settings: Settings) -> tuple[str, ...]:
     """Let the snapshots go that schema changes of this host went or could go back through; return which.
 
     They are kept as long as their environment keeps backups, and as long as their deployment can be taken
-    back. What does not work is logged and tried again the next time.
+    back. What killed rehearsals have left goes too. What does not work is logged and tried again later.
     """
     views = tuple(view for _, view in readable_journals(settings))
     needed = {
@@ -74,9 +75,9 @@ def prune_ways_back(settings: Settings) -> tuple[str, ...]:
         if isinstance(intent.undo, RestoreSnapshot)
     }
     newest = {
-        view.opened.database.zfs.dataset: view.opened
+        view.opened.database.name: view.opened
         for view in sorted(views, key=lambda view: view.opened.at)
-        if view.opened.database and view.opened.database.zfs
+        if view.opened.database
     }
     gone: list[str] = []
     for opened in newest.values():
@@ -89,6 +90,7 @@ def _pruned(opened: Opened, needed: set[str], settings: Settings) -> tuple[str, 
     if database is None:
         return ()
     try:
+        remove_rehearsals(database, settings=settings)
         return prune_cluster_snapshots(
             database, keep=needed, now=datetime.now(UTC), keep_s=keep_s, settings=settings
         )

@@ -24,7 +24,7 @@ from tasks.history import records
 from tasks.migration_lint import lint
 from tasks.migrations import read_migrations
 from tasks.prefect_api import PrefectApi
-from tasks.rehearsal import rehearse, remove_rehearsals
+from tasks.rehearsal import rehearse
 from tasks.settings import Settings
 from tasks.sql_statements import destroys_data
 from tasks.vector_index import read_catalog
@@ -103,7 +103,6 @@ def _plan_schema(
     change: SchemaChange, database: Database, opened: Opened, fleet: FleetState, *, settings: Settings
 ) -> Plan:
     _refuse_applications(change, opened, settings)
-    remove_rehearsals(database, settings=settings)
     _refuse_corruption(database)
     before = observe_database(database, deployment=opened.deployment)
     before = _with_queries(before, database, opened)

@@ -15,9 +15,9 @@ from typing import Literal
 
 import psycopg
 
-from rules.backup import moved
+from rules.backup import ZfsDataset, moved
 from rules.database import Database
-from rules.errors import DeployError, InvalidRequestError, LockHeldError
+from rules.errors import CommandError, DeployError, InvalidRequestError, LockHeldError
 from rules.hosts import HostAddress
 from tasks import zfs
 from tasks.database import libpq_environment
@@ -120,7 +120,10 @@ def copy_of(database: Database, *, deployment: str, settings: Settings) -> Itera
             with ExitStack() as stack:
                 yield _best(_Original(database, deployment, directory, settings), stack)
         finally:
-            remove_directory(directory)
+            try:
+                remove_directory(directory)
+            except DeployError as error:  # a clone that stays busy is no reason to stop
+                log.warning("a copy of %s is left until the next rehearsal: %s", database.name, error)
 
 
 def _best(original: _Original, stack: ExitStack) -> Copy:
@@ -173,8 +176,16 @@ def _zfs_clone(original: _Original) -> Iterator[Database]:
         with original.serve(Path(copied), programs) as served:
             yield served
     finally:
-        destroy(dataset, clone, settings)
-        destroy(dataset, snapshot, settings)
+        for name in (clone, snapshot):
+            _destroy_or_leave(dataset, name, settings)
+
+
+def _destroy_or_leave(dataset: ZfsDataset, name: str, settings: Settings) -> None:
+    """Destroy it; what stays busy is nobody's obstacle, and is removed before the next rehearsal."""
+    try:
+        destroy(dataset, name, settings)
+    except CommandError as error:
+        log.warning("%s is left until the next rehearsal: %s", name, error)
 
 
 # --- a base backup ---------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ from rules.journal import JournalView
 from rules.strategy import BlueGreen, InPlace
 from rules.vector_index import Hnsw, IndexGate
 from tasks.database import observe_database
+from tasks.finish import prune_ways_back
 from tasks.journal import journals
 from tasks.planning import plan_now, renewed
 from tasks.settings import Settings
@@ -131,7 +132,7 @@ def memories(
     monkeypatch.setenv("SOVEREIGN_HOST", "here")
     monkeypatch.setenv("SOVEREIGN_BASELINE_S", "0.3")
     save_database(kept_database.database)
-    Environment(monitoring=SHORT).save("memories", overwrite=True)
+    Environment(monitoring=SHORT, backup_keep_s=0.001).save("memories", overwrite=True)
     with DatabaseLoad(kept_database.database, tmp_path / "load") as load:
         running = Memories(kept_database, load, tmp_path / "journal")
         yield running
@@ -235,6 +236,7 @@ def test_what_only_the_snapshot_brings_back_loses_as_many_commits_as_it_said(
     with pytest.raises(LossNotAcceptedError, match="accept_loss"):
         roll_back(view.opened.deployment, "second thoughts")
     assert memories.view().state == "promoted"
+    assert prune_ways_back(Settings()) == ()  # it is armed
     roll_back(view.opened.deployment, "second thoughts", accept_loss=True)
 
     assert_as_before(memories, before)
@@ -250,6 +252,9 @@ def test_what_only_the_snapshot_brings_back_loses_as_many_commits_as_it_said(
     # and autovacuum's, which comes after a change
     assert lost + 1 <= told <= lost + 1 + memories.load.figures().unknown + _OF_AUTOVACUUM
     seen(memories.load, "snapshot and back", may_be_refused=True)
+    (gone,) = prune_ways_back(Settings())
+    assert gone.endswith("-schema")
+    assert prune_ways_back(Settings()) == ()
 
 
 def test_a_good_index_serves_while_the_old_one_is_kept_and_comes_back_at_once(memories: Memories) -> None:
