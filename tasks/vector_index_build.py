@@ -119,6 +119,7 @@ class _Build:
         self.deployment, self.tell, self.heed = deployment, tell, heed
         self.index = action.partition.index
         self.notices: list[str] = []
+        self._most = 0.0
 
     def run(self, poll_s: float) -> None:
         """Build it, and once more without workers where their shared memory does not fit."""
@@ -179,10 +180,13 @@ class _Build:
         phase, done, total, waits_for = row or ("starting", 0, 0, None)
         if waits_for:
             log.info("%s: %s: waits for %s", self.index, phase, waits_for)
+        ratio = done_ratio(phase, blocks_done=done, blocks_total=total)
+        if ratio is not None:  # the server's view of a phase that ends can fall back for a moment
+            ratio = self._most = max(self._most, ratio)
         return BuildProgress(
             index=self.index,
             phase=phase,
-            done_ratio=done_ratio(phase, blocks_done=done, blocks_total=total),
+            done_ratio=ratio,
             blocks_done=done,
             blocks_total=total,
             waits_for=waits_for,
