@@ -97,8 +97,8 @@ class Memories(NamedTuple):
                 "table": TABLE,
                 "column": "embedding",
                 "index": INDEX,
-                "how": Hnsw(m=16, ef_construction=64, ef_search=80),
-                "gate": IndexGate(queries=20, max_latency_ratio=20),
+                "how": Hnsw(m=16, ef_construction=64, ef_search=200),
+                "gate": IndexGate(queries=20, min_recall=0.9, max_latency_ratio=20),
                 **fields,
             }
         )
@@ -241,7 +241,8 @@ def test_what_only_the_snapshot_brings_back_loses_as_many_commits_as_it_said(
     with pytest.raises(LossNotAcceptedError, match="accept_loss"):
         roll_back(view.opened.deployment, "second thoughts")
     assert memories.view().state == "promoted"
-    assert prune_ways_back(Settings()) == ()  # it is armed
+    ours = f"{view.opened.deployment}-schema"
+    assert not [name for name in prune_ways_back(Settings()) if name.endswith(ours)]  # it is armed
     roll_back(view.opened.deployment, "second thoughts", accept_loss=True)
 
     assert_as_before(memories, before)
@@ -257,8 +258,7 @@ def test_what_only_the_snapshot_brings_back_loses_as_many_commits_as_it_said(
     assert lost + _OURS <= told <= lost + _OURS + memories.load.figures().unknown
     seen(memories.load, "snapshot and back", may_be_refused=True)
     (gone,) = prune_ways_back(Settings())
-    assert gone.endswith("-schema")
-    assert prune_ways_back(Settings()) == ()
+    assert gone.endswith(ours)
 
 
 def test_a_good_index_serves_while_the_old_one_is_kept_and_comes_back_at_once(memories: Memories) -> None:
