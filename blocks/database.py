@@ -96,24 +96,6 @@ def load_database(name: str) -> Database:
     return cast("SovereignDatabase", SovereignDatabase.load(name)).database(name)
 
 
-def save_database(database: Database) -> None:
-    """Save the block that describes a database on this host, under its name; saved already is replaced."""
-    server = database.server
-    SovereignDatabase(
-        address=database.address,
-        server=Server(**server.model_dump(exclude={"host", "dataset"}), dataset=server.dataset or "")
-        if server
-        else None,
-        programs=database.programs or "",
-        rehearsal=database.rehearsal,
-        tables=list(database.tables),
-        queries=list(database.queries),
-        check_corruption=database.check_corruption,
-        lock=database.lock,
-        statement_timeout_s=database.statement_timeout_s,
-    ).save(database.name, overwrite=True)
-
-
 def _server(server: Server) -> DatabaseServer:
     address = cast("Host", Host.load(server.host)).data() if server.host else HostAddress()
     fields = server.model_dump(exclude={"host", "dataset"})

@@ -13,6 +13,7 @@ from lab.database_load import DatabaseLoad
 from lab.database_observed import Observer
 from lab.evidence import LabEvidence
 from lab.processes import LabError
+from lab.register import save_database
 from rules.change import IndexChange, SchemaChange
 from rules.environment import GateLimits, Monitoring, Stage
 from rules.evidence.sources import Evidence
@@ -67,8 +68,7 @@ class CrashDatabase:
 
     def prepare(self) -> None:
         """Save the blocks, and make the deployment known that watches after a promotion."""
-        from blocks.database import save_database  # noqa: PLC0415 - only a child talks to Prefect
-        from blocks.environment import Environment  # noqa: PLC0415
+        from blocks.environment import Environment  # noqa: PLC0415 - only a child talks to Prefect
 
         save_database(self.database.database)
         limits = GateLimits(sops_recipients=(self._evidence.key.recipient,))

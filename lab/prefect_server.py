@@ -19,7 +19,7 @@ from lab import processes
 from lab.calls import client
 from lab.part import Part
 from lab.ports import LOCALHOST, free_port, give_back
-from lab.postgres import Postgres, programs
+from lab.postgres import Postgres, installed_version
 
 DATABASE = "prefect"
 #: A migrated database to which nobody ever connects, so that it can be copied at any time.
@@ -117,6 +117,18 @@ class PrefectServer:
             return False
 
 
+def separate_server(directory: Path, postgres: Postgres, database: str) -> PrefectServer:
+    """Return a server, not started, with a new database of that name: for what nobody could share.
+
+    Args:
+        directory: see `PrefectServer`.
+        postgres: one that has the migrated `TEMPLATE`.
+        database: its name; there is none like it.
+    """
+    postgres.create_database(database, template=TEMPLATE)
+    return PrefectServer(directory, postgres.url(database, driver=DRIVER), migrated=True)
+
+
 class Worker(Part):
     """A Prefect worker that runs flows as processes of this machine.
 
@@ -188,7 +200,7 @@ def migrated_cluster(cache: Path) -> Path:
         LabError: PostgreSQL does not start, or the migration fails.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    kept = cache / f"prefect-{version('prefect')}-postgres-{_postgres_version()}"
+    kept = cache / f"prefect-{version('prefect')}-postgres-{installed_version()}"
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not kept.exists():
@@ -227,10 +239,3 @@ def _migrate(directory: Path, database_url: str) -> None:
     )
     if done.returncode != 0:
         raise processes.LabError(f"Prefect's migration exited {done.returncode}: {done.stderr[-3000:]}")
-
-
-def _postgres_version() -> str:
-    said = subprocess.run(
-        [str(programs() / "postgres"), "--version"], check=True, capture_output=True, text=True
-    ).stdout
-    return said.split()[-1]

@@ -93,9 +93,27 @@ def save_environment(environment: Environment) -> None:
     EnvironmentBlock.model_validate(fields).save(environment.name, overwrite=True)
 
 
-def _save(text: str) -> None:
-    from blocks.database import save_database  # noqa: PLC0415 - see save_blocks
+def save_database(database: Database) -> None:
+    """Save the block that describes a database on this host, under its name; saved already is replaced."""
+    from blocks.database import Server, SovereignDatabase  # noqa: PLC0415 - see save_blocks
 
+    server = database.server
+    SovereignDatabase(
+        address=database.address,
+        server=Server(**server.model_dump(exclude={"host", "dataset"}), dataset=server.dataset or "")
+        if server
+        else None,
+        programs=database.programs or "",
+        rehearsal=database.rehearsal,
+        tables=list(database.tables),
+        queries=list(database.queries),
+        check_corruption=database.check_corruption,
+        lock=database.lock,
+        statement_timeout_s=database.statement_timeout_s,
+    ).save(database.name, overwrite=True)
+
+
+def _save(text: str) -> None:
     described: Fleet | Environment | Database = _DESCRIBED.validate_json(text)
     match described:
         case Fleet():

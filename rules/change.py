@@ -90,9 +90,13 @@ class Served(Frozen):
         default=("*",), description="releases that work with the new schema, such as 1.9.* and 2.*"
     )
 
-    def stranded(self, running: tuple[str, ...], side: Literal["before", "after"]) -> tuple[str, ...]:
+    def patterns(self, *, back: bool) -> tuple[str, ...]:
+        """Return which releases the schema serves that is gone `back` to, or else forward to."""
+        return self.before if back else self.after
+
+    def stranded(self, running: tuple[str, ...], *, back: bool) -> tuple[str, ...]:
         """Return those of the `running` releases that this side of the schema does not serve."""
-        patterns = self.before if side == "before" else self.after
+        patterns = self.patterns(back=back)
         return tuple(r for r in running if not any(fnmatchcase(r, pattern) for pattern in patterns))
 
 
@@ -110,14 +114,29 @@ class MigrationFolder(Frozen):
     )
 
 
-class SchemaChange(Frozen):
+class _OfDatabase(Frozen):
+    """What all changes of a database are about."""
+
+    database: Name = Field(
+        description="name of the Sovereign Database block", json_schema_extra={"position": 0}
+    )
+
+    @property
+    def target(self) -> str:
+        """What is locked while this change is deployed: all changes of one database exclude each other."""
+        return f"database-{self.database}"
+
+    @property
+    def subject(self) -> str:
+        """What it changes, by name."""
+        return self.database
+
+
+class SchemaChange(_OfDatabase):
     """Migrations of a database's schema, up to `release`."""
 
     component: Literal["postgres_schema"] = Field(
         default="postgres_schema", json_schema_extra={"position": 7}
-    )
-    database: Name = Field(
-        description="name of the Sovereign Database block", json_schema_extra={"position": 0}
     )
     release: ReleaseId = Field(
         description="the last migration: an alembic revision, or a file's name without .up.sql",
@@ -151,28 +170,15 @@ class SchemaChange(Frozen):
         return f"{self.component}:{self.release}:{self.migrations.sha256}"
 
     @property
-    def target(self) -> str:
-        """What is locked while this change is deployed: all changes of one database exclude each other."""
-        return f"database-{self.database}"
-
-    @property
-    def subject(self) -> str:
-        """What it changes, by name."""
-        return self.database
-
-    @property
     def watched(self) -> str | None:
         """The application whose users would notice; None: nobody declared one."""
         return self.serves[0].application if self.serves else None
 
 
-class IndexChange(Frozen):
+class IndexChange(_OfDatabase):
     """A pgvector index, new or in place of the one of that name."""
 
     component: Literal["pgvector_index"] = Field(default="pgvector_index", json_schema_extra={"position": 8})
-    database: Name = Field(
-        description="name of the Sovereign Database block", json_schema_extra={"position": 0}
-    )
     table: QualifiedName = Field(
         description="with its schema; partitioned or not", json_schema_extra={"position": 1}
     )
@@ -204,20 +210,9 @@ class IndexChange(Frozen):
         return f"{self.component}:{self.table}:{self.column}:{self.release}"
 
     @property
-    def target(self) -> str:
-        """What is locked while this change is deployed: all changes of one database exclude each other."""
-        return f"database-{self.database}"
-
-    @property
-    def subject(self) -> str:
-        """What it changes, by name."""
-        return self.database
-
-    @property
     def watched(self) -> str | None:
         """The application whose users would notice; None: nobody declared one."""
         return self.application
 
 
-DatabaseChange = SchemaChange | IndexChange
 Change = ApplicationRelease | SchemaChange | IndexChange

@@ -10,8 +10,9 @@ from pydantic import Field, TypeAdapter
 from rules.backup import BackupTaken
 from rules.baseline import Baseline, Comparison
 from rules.checklist import ChecklistReport
-from rules.database import Database
+from rules.database import Database, DatabaseServer
 from rules.environment import Environment
+from rules.errors import InvalidRequestError
 from rules.finding import Finding
 from rules.fleet import Fleet
 from rules.frozen import Count, Frozen, Ratio
@@ -58,6 +59,22 @@ class Opened(Stamped):
     continues: str | None = Field(
         default=None, description="the deployment whose failed rollback this repeats"
     )
+
+    @property
+    def changed_database(self) -> Database:
+        """The database that is changed.
+
+        Raises:
+            InvalidRequestError: none is.
+        """
+        if self.database is None:
+            raise InvalidRequestError(f"{self.deployment} names no database")
+        return self.database
+
+    @property
+    def database_server(self) -> DatabaseServer | None:
+        """The server of the database that is changed, where one is and its files are in reach."""
+        return self.database.server if self.database else None
 
 
 class Locked(Stamped):

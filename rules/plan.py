@@ -11,19 +11,7 @@ from pydantic import Field
 
 from rules.change import ApplicationRelease, Change
 from rules.database import DatabaseState
-from rules.database_plan import (
-    ApplyMigration,
-    AttachIndexes,
-    BuildIndex,
-    DatabaseAction,
-    DropOldIndex,
-    JudgeIndex,
-    SwapIndex,
-    TakeSnapshot,
-    VerifyDatabase,
-    VerifyIndex,
-    database_applied,
-)
+from rules.database_plan import DatabaseAction, DropOldIndex, database_applied
 from rules.errors import InvalidRequestError
 from rules.fleet import FleetState
 from rules.frozen import BasisPoints, Count, Frozen, Name, PositiveSeconds, Seconds
@@ -134,17 +122,7 @@ FleetAction = (
     | WatchSide
     | ObserveBatch
 )
-Action = (
-    FleetAction
-    | TakeSnapshot
-    | ApplyMigration
-    | VerifyDatabase
-    | BuildIndex
-    | AttachIndexes
-    | JudgeIndex
-    | SwapIndex
-    | VerifyIndex
-)
+Action = FleetAction | DatabaseAction
 
 
 class Step(Frozen):
@@ -179,11 +157,26 @@ class Plan(Frozen):
         return state
 
     @property
-    def database_after(self) -> DatabaseState | None:
-        """The state the database is in when every step has been done."""
-        state = self.database
+    def database_before(self) -> DatabaseState:
+        """The database's state before the first step.
+
+        Raises:
+            InvalidRequestError: this plan changes no database.
+        """
+        if self.database is None:
+            raise InvalidRequestError(f"a plan of {self.change.target} records no database")
+        return self.database
+
+    @property
+    def database_after(self) -> DatabaseState:
+        """The state the database is in when every step has been done.
+
+        Raises:
+            InvalidRequestError: this plan changes no database.
+        """
+        state = self.database_before
         for step in self.steps:
-            if state is not None and isinstance(step.action, DatabaseAction):
+            if isinstance(step.action, DatabaseAction):
                 state = database_applied(state, step.action)
         return state
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from rules.backup import backup_name
+from rules.backup import SCHEMA_SUFFIX, backup_name
 from rules.change import SchemaChange, Served
 from rules.database import Database, DatabaseState
 from rules.database_plan import ApplyMigration, TakeSnapshot, VerifyDatabase
@@ -45,7 +45,7 @@ def plan_schema(
     Raises:
         InvalidRequestError: a migration would have no way back; nothing was touched.
     """
-    snapshot = f"{database.zfs.dataset}@{backup_name(deployment)}-schema" if database.zfs else None
+    snapshot = f"{database.zfs.dataset}@{backup_name(deployment)}{SCHEMA_SUFFIX}" if database.zfs else None
     steps: list[Step] = []
     if migrations.pending and rehearsal:
         steps = [
@@ -183,6 +183,11 @@ def refuse_dangers(findings: Iterable[LintFinding], accepted: tuple[str, ...]) -
         )
 
 
+def serves_all(serves: Iterable[Served], *, back: bool) -> bool:
+    """Return whether every release works with the schema that is gone `back` to, or else forward to."""
+    return all("*" in served.patterns(back=back) for served in serves)
+
+
 def refuse_stranding(serves: Iterable[Served], running: Mapping[str, tuple[str, ...]], *, back: bool) -> None:
     """Refuse a schema that an application cannot work with, as it runs now.
 
@@ -195,10 +200,10 @@ def refuse_stranding(serves: Iterable[Served], running: Mapping[str, tuple[str, 
         InvalidRequestError: says which application, and what to do first.
     """
     for served in serves:
-        stranded = served.stranded(running.get(served.application, ()), "before" if back else "after")
+        stranded = served.stranded(running.get(served.application, ()), back=back)
         if not stranded:
             continue
-        patterns = served.before if back else served.after
+        patterns = served.patterns(back=back)
         raise InvalidRequestError(
             f"{served.application} runs {', '.join(stranded)}, which the {'old' if back else 'new'} schema "
             f"does not serve (it serves {', '.join(patterns) or 'nothing'}): the schema is left as it is. "

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rules.database_undo import RemoveIndex, RestoreIndexNames, RestoreSnapshot, RevertMigration
+from rules.database_undo import DatabaseUndo, RemoveIndex, RestoreIndexNames, RestoreSnapshot, RevertMigration
 from rules.fleet import FleetState
 from rules.frozen import Frozen, Name, ReleaseId
 from rules.traffic import AdminState, Traffic
@@ -77,7 +77,7 @@ class RemoveRelease(Frozen):
 
 
 FleetUndo = RestoreTraffic | RemoveRehearsal | RestoreServer | RestoreRelease | RemoveRelease
-UndoStep = FleetUndo | RevertMigration | RestoreSnapshot | RemoveIndex | RestoreIndexNames
+UndoStep = FleetUndo | DatabaseUndo
 #: The same, parsed by its `undo` field.
 AnyUndoStep = Annotated[UndoStep, Field(discriminator="undo")]
 

@@ -64,14 +64,6 @@ class IndexGate(Frozen):
     max_p95_s: Annotated[float, Field(gt=0)] | None = Field(default=None, description="and at most this")
 
 
-class Column(Frozen):
-    """The vector column, as the catalog has it."""
-
-    name: Identifier
-    type: Literal["vector", "halfvec", "sparsevec", "bit"]
-    dimensions: Annotated[int, Field(ge=1)]
-
-
 class IndexParts(Frozen):
     """What an index is made of, whatever table or partition it is on."""
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import httpx
 
 from rules.change import ApplicationRelease, NixStorePath, ReleaseArchive
-from rules.errors import CommandError, StepFailedError, UndoFailedError
+from rules.errors import StepFailedError, UndoFailedError
 from rules.fleet import (
     CommandService,
     Fleet,
@@ -26,9 +26,9 @@ from rules.fleet import (
 )
 from rules.undo import RemoveRelease, RestoreRelease
 from tasks import host as hosts
+from tasks.server_service import is_running, systemctl
 from tasks.settings import Settings
 
-_STOPPED = 3
 _CHECKSUM_FILE = ".sha256"
 _POLL_S = 0.1
 _TRIES = 3
@@ -115,15 +115,7 @@ def service_runs(instance: Instance) -> bool:
     Raises:
         CommandError: the status command said neither yes nor no.
     """
-    match instance.service:
-        case SystemdService():
-            argv = (*_systemctl(instance.service), "is-active", "--quiet", instance.service.unit)
-        case CommandService():
-            argv = instance.service.status
-    finished = hosts.run(instance.host, argv, check=False)
-    if finished.returncode not in (0, _STOPPED):
-        raise CommandError(tuple(argv), instance.host.name, finished.returncode, finished.output)
-    return finished.returncode == 0
+    return is_running(instance.host, instance.service)
 
 
 # --- effects ---------------------------------------------------------------------------------------
@@ -217,11 +209,11 @@ def restart_service(instance: Instance, *, settings: Settings) -> None:
     """Restart an instance's service, or start it when it is stopped."""
     match instance.service:
         case SystemdService():
-            systemctl, unit = _systemctl(instance.service), instance.service.unit
+            command, unit = systemctl(instance.service), instance.service.unit
             # a release that ends again and again uses up the unit's start limit: systemd would then refuse
             # the good one too. Without such a unit this fails, and the restart says so.
-            hosts.run(instance.host, (*systemctl, "reset-failed", unit), check=False)
-            hosts.run(instance.host, (*systemctl, "restart", unit), timeout_s=settings.command_timeout_s)
+            hosts.run(instance.host, (*command, "reset-failed", unit), check=False)
+            hosts.run(instance.host, (*command, "restart", unit), timeout_s=settings.command_timeout_s)
         case CommandService():
             hosts.run(instance.host, instance.service.stop, timeout_s=settings.command_timeout_s)
             hosts.run(instance.host, instance.service.start, timeout_s=settings.command_timeout_s)
@@ -231,7 +223,7 @@ def stop_service(instance: Instance, *, settings: Settings) -> None:
     """Stop an instance's service; stopped already is fine."""
     match instance.service:
         case SystemdService():
-            argv = (*_systemctl(instance.service), "stop", instance.service.unit)
+            argv = (*systemctl(instance.service), "stop", instance.service.unit)
         case CommandService():
             argv = instance.service.stop
     hosts.run(instance.host, argv, timeout_s=settings.command_timeout_s)
@@ -346,7 +338,3 @@ def remove_release(instance: Instance, step: RemoveRelease, *, deployment: str) 
         # renamed before it is emptied: half a release under its own name would be taken for a staged one
         hosts.run(instance.host, ("mv", "-T", "--", final, doomed))
         hosts.run(instance.host, ("rm", "-rf", "--", doomed))
-
-
-def _systemctl(service: SystemdService) -> tuple[str, ...]:
-    return ("systemctl", "--user") if service.scope == "user" else ("systemctl",)

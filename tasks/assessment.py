@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from rules.backup import Loss
@@ -71,20 +72,18 @@ def _losses(view: JournalView, services: Services, settings: Settings, *, now: d
             losses.append(loss_of(backup, backed_up.taken, now=now, settings=settings))
         except DeployError as error:
             log.warning("what going back to %s would lose is not known: %s", backed_up.taken.identity, error)
-    cluster = loss_through_snapshot(view, settings=settings)
-    if cluster:
-        losses.append(
-            Loss(
-                source=f"sovereign-database/{view.opened.database.name if view.opened.database else ''}",
-                lost_s=cluster.lost_s,
-                lost_bytes=cluster.lost_bytes,
-                in_words=cluster.in_words,
-            )
-        )
+    return (*losses, *_losses_in_database(view, settings))
+
+
+def _losses_in_database(view: JournalView, settings: Settings) -> Iterator[Loss]:
+    if view.opened.database is None:
+        return
+    source = f"sovereign-database/{view.opened.database.name}"
+    if cluster := loss_through_snapshot(view, settings=settings):
+        kept = cluster.model_dump(include={"lost_s", "lost_bytes", "in_words"})
+        yield Loss(source=source, **kept)
     if words := loss_by_way_down(view):
-        source = f"sovereign-database/{view.opened.database.name if view.opened.database else ''}"
-        losses.append(Loss(source=source, lost_s=promoted_for_s(view), lost_bytes=None, in_words=words))
-    return tuple(losses)
+        yield Loss(source=source, lost_s=promoted_for_s(view), lost_bytes=None, in_words=words)
 
 
 def _obstacles(view: JournalView, settings: Settings) -> tuple[str, ...]:

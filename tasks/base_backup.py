@@ -18,11 +18,12 @@ import psycopg
 from blocks.postgres import PostgresAccess
 from rules.backup import BackupTaken, Loss, Stored, backup_name, end_of_backup, expired, from_epoch
 from rules.environment import BlockReference
-from rules.errors import CommandError, DeployError, UndoFailedError
+from rules.errors import CommandError, UndoFailedError
 from rules.finding import Finding
 from rules.frozen import Name
 from rules.hosts import HostAddress
 from tasks.host import run
+from tasks.postgres_session import DatabaseError
 from tasks.process import Finished
 
 _MANIFEST = "backup_manifest"
@@ -39,10 +40,6 @@ readlink -- /proc/[0-9]*/cwd 2>/dev/null | grep -Fxq -- "$cluster" && exit 1
 read -r pid <"$cluster/postmaster.pid" || exit 1
 [ ! -e "/proc/$pid" ]
 """
-
-
-class DatabaseError(DeployError):
-    """PostgreSQL refused or does not answer; nothing was changed."""
 
 
 def take(postgres: PostgresAccess, source: BlockReference, *, deployment: Name) -> BackupTaken:

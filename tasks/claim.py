@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from rules.entries import Opened
+from rules.continued import continued
 from rules.errors import ApiUnavailableError, CutOffError, FencedError
 from rules.journal import JournalView
 from tasks.deployment import owner_of
@@ -19,10 +19,6 @@ from tasks.prefect_api import PrefectApi
 from tasks.settings import Settings
 
 log = logging.getLogger(__name__)
-
-
-#: A repeated rollback is a deployment of this name after that of the one it continues.
-AGAIN = "-again"
 
 
 class StillRunningError(FencedError):
@@ -75,15 +71,6 @@ def _refuse_foreign_database(view: JournalView, settings: Settings) -> None:
         )
 
 
-def _continued(opened: Opened) -> set[str]:
-    """Return the names of a deployment and of all that it continues."""
-    names, name = {opened.deployment}, opened.deployment
-    while name.endswith(AGAIN):
-        name = name.removesuffix(AGAIN)
-        names.add(name)
-    return names | {opened.continues or opened.deployment}
-
-
 def refuse_living(journal: JournalFile, api: PrefectApi | None, settings: Settings) -> None:
     """Leave a deployment alone whose own process on this host lives and keeps its lease.
 
@@ -111,7 +98,7 @@ def _is_given_up(journal: JournalFile, api: PrefectApi | None, settings: Setting
 
 
 def _refuse_other_holder(view: JournalView, held: Holding, *, settings: Settings) -> None:
-    if held.owner.deployment not in _continued(view.opened):
+    if held.owner.deployment not in {*continued(view.opened.deployment), view.opened.continues}:
         raise FencedError(
             f"{view.opened.target} belongs to {held.owner.deployment} now, not to {view.opened.deployment}"
         )

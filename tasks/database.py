@@ -130,8 +130,22 @@ def schema_sha256(database: Database) -> str:
     Raises:
         DatabaseError: pg_dump failed, is missing, or older than the server.
     """
+    return checksum(schema_statements(database))
+
+
+def schema_statements(database: Database) -> str:
+    """Return the text that `schema_sha256` is the checksum of; it can hold passwords of subscriptions.
+
+    Raises:
+        DatabaseError: see `schema_sha256`.
+    """
     schemas = {name.partition(".")[0] for name in database.version_tables} - {"public"}
-    return hashlib.sha256(_statements(_dump(database), schemas).encode()).hexdigest()
+    return _statements(_dump(database), schemas)
+
+
+def checksum(statements: str) -> str:
+    """Return the checksum of a schema by its statements."""
+    return hashlib.sha256(statements.encode()).hexdigest()
 
 
 def postgres_program(database: Database, name: str) -> str:

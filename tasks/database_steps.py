@@ -20,7 +20,6 @@ from rules.database_plan import (
     VerifyIndex,
 )
 from rules.entries import Noted
-from rules.errors import InvalidRequestError
 from rules.index_plan import BuildProgress
 from rules.plan import Plan
 from tasks import (
@@ -60,7 +59,7 @@ def change_database(deployment: OpenDeployment, plan: Plan, action: DatabaseActi
     Raises:
         DeployError: it failed; see each task.
     """
-    database, name, heed = _database(deployment), deployment.name, _heed(deployment)
+    database, name, heed = deployment.opened.changed_database, deployment.name, _heed(deployment)
     match action:
         case TakeSnapshot():
             taken = take_snapshot(database, action.snapshot, settings=deployment.settings)
@@ -86,14 +85,11 @@ def change_database(deployment: OpenDeployment, plan: Plan, action: DatabaseActi
 
 
 def _verify(deployment: OpenDeployment, plan: Plan, database: Database) -> None:
-    before, expected = plan.database, plan.database_after
-    if before is None or expected is None:
-        raise InvalidRequestError(f"the plan of {deployment.name} records no database")
     verify_database(
         database,
-        expected=expected,
-        before=before,
-        queries_before=before.queries,
+        expected=plan.database_after,
+        before=plan.database_before,
+        queries_before=plan.database_before.queries,
         deployment=deployment.name,
     )
 
@@ -131,9 +127,3 @@ def _heed(deployment: OpenDeployment) -> Callable[[], None]:
 
 def _note(deployment: OpenDeployment, about: str, words: str) -> None:
     deployment.record(Noted(about=about, words=words))
-
-
-def _database(deployment: OpenDeployment) -> Database:
-    if deployment.opened.database is None:
-        raise InvalidRequestError(f"{deployment.name} names no database")
-    return deployment.opened.database

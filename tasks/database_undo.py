@@ -8,17 +8,15 @@ from typing import assert_never
 
 from rules.change import SchemaChange
 from rules.cluster_loss import ClusterLoss, LossNotAcceptedError
-from rules.database import Database
 from rules.database_undo import DatabaseUndo, RemoveIndex, RestoreIndexNames, RestoreSnapshot, RevertMigration
-from rules.errors import InvalidRequestError
 from rules.journal import JournalView
-from rules.schema_plan import refuse_stranding
+from rules.schema_plan import serves_all
 from tasks.database_snapshot import loss_to_accept, restore_cluster
-from tasks.fleet import running_releases
 from tasks.migrate import is_applied, revert_migration
 from tasks.postgres import DatabaseUnreachableError
 from tasks.settings import Settings
 from tasks.sql_statements import destroys_data
+from tasks.stranding import refuse_to_strand
 from tasks.vector_index import remove_index, restore_index_names
 
 
@@ -42,13 +40,13 @@ def take_database_back(
     Raises:
         DeployError: it did not work; the message says how far it came.
     """
-    database, deployment = database_of(view), view.opened.deployment
+    database, deployment = view.opened.changed_database, view.opened.deployment
     match step:
         case RevertMigration():
-            refuse_to_strand(view, step)
+            _refuse_to_strand(view, step)
             revert_migration(database, step, deployment=deployment)
         case RestoreSnapshot():
-            refuse_to_strand(view, step)
+            _refuse_to_strand(view, step)
 
             def tell_loss(loss: ClusterLoss) -> None:
                 tell("loss", loss.in_words)
@@ -69,23 +67,23 @@ def take_database_back(
             assert_never(unknown)
 
 
-def refuse_to_strand(view: JournalView, step: RevertMigration | RestoreSnapshot) -> None:
-    """Refuse to bring back a schema that an application, as it runs now, cannot work with.
+def _refuse_to_strand(view: JournalView, step: RevertMigration | RestoreSnapshot) -> None:
+    """Refuse to take a migration back that is applied and that an application needs as it runs now.
 
     Raises:
         InvalidRequestError: says which, and what to do first.
     """
-    change = view.plan.change if view.plan else None
-    if not isinstance(change, SchemaChange) or all("*" in served.before for served in change.serves):
+    change, opened = view.plan.change if view.plan else None, view.opened
+    if not isinstance(change, SchemaChange) or serves_all(change.serves, back=True):
         return
     try:
         applied = is_applied(
-            database_of(view), step.migration, step.version_table, deployment=view.opened.deployment
+            opened.changed_database, step.migration, step.version_table, deployment=opened.deployment
         )
     except DatabaseUnreachableError:
         return  # stopped by an earlier try, which had asked; or nobody can work with it anyway
     if applied:
-        refuse_stranding(change.serves, running_releases(view.opened.users), back=True)
+        refuse_to_strand(change, opened, back=True)
 
 
 def refuse_way_back(view: JournalView, *, settings: Settings, accept_loss: bool) -> None:
@@ -100,7 +98,7 @@ def refuse_way_back(view: JournalView, *, settings: Settings, accept_loss: bool)
         return
     for step in (intent.undo for intent in view.to_undo):
         if isinstance(step, RevertMigration | RestoreSnapshot):
-            refuse_to_strand(view, step)
+            _refuse_to_strand(view, step)
     if accept_loss:
         return
     loss = loss_through_snapshot(view, settings=settings)
@@ -145,19 +143,8 @@ def loss_through_snapshot(view: JournalView, *, settings: Settings) -> ClusterLo
     for step in (intent.undo for intent in view.to_undo):
         if isinstance(step, RestoreSnapshot):
             loss = loss_to_accept(
-                database_of(view), step, deployment=view.opened.deployment, settings=settings
+                view.opened.changed_database, step, deployment=view.opened.deployment, settings=settings
             )
             if loss:
                 return loss
     return None
-
-
-def database_of(view: JournalView) -> Database:
-    """Return the database that a deployment changes.
-
-    Raises:
-        InvalidRequestError: it changes none.
-    """
-    if view.opened.database is None:
-        raise InvalidRequestError(f"{view.opened.deployment} names no database")
-    return view.opened.database

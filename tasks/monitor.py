@@ -179,9 +179,8 @@ def _alerts(view: JournalView, services: Services) -> tuple[Alert, ...]:
 def _journal_errors(view: JournalView, since: datetime) -> int:
     """Return how many errors the units concerned have logged since then, asking each host once."""
     found = 0
-    database = view.opened.database
-    server = database.server if database else None
-    for host, units in units_by_host(view.opened.fleet.instances, server).items():
+    opened = view.opened
+    for host, units in units_by_host(opened.fleet.instances, opened.database_server).items():
         try:
             found += len(errors_since(host, units, since))
         except CommandError as error:

@@ -8,7 +8,7 @@ from rules.change import ApplicationRelease, IndexChange, SchemaChange
 from rules.database import Database, DatabaseState
 from rules.database_plan import AttachIndexes, BuildIndex
 from rules.entries import Opened
-from rules.errors import DeployError, InvalidRequestError
+from rules.errors import DeployError
 from rules.index_names import without_leftovers
 from rules.journal import JournalView
 from rules.plan import Plan
@@ -26,10 +26,13 @@ def differences_from_before(view: JournalView, plan: Plan) -> tuple[str, ...]:
     """
     match plan.change:
         case ApplicationRelease():
-            now = observe_fleet(view.opened.fleet)
-            return now.differences(plan.before.with_health_of(now, except_for=view.touched))
+            fleet = observe_fleet(view.opened.fleet)
+            return fleet.differences(plan.before.with_health_of(fleet, except_for=view.touched))
         case SchemaChange() | IndexChange():
-            return _database_now(view.opened, plan, check=True).differences(_recorded(plan))
+            now = _database_now(view.opened, plan, like=plan.database_before)
+            database = view.opened.changed_database
+            faults = corruption(database) if database.check_corruption else ()
+            return now.model_copy(update={"faults": faults}).differences(plan.database_before)
         case unknown:
             assert_never(unknown)
 
@@ -50,12 +53,9 @@ def differences_from_promised(opened: Opened, plan: Plan, *, touched: set[str]) 
             now = observe_fleet(opened.fleet)
             return now.differences(plan.after.with_health_of(now, except_for=touched))
         case SchemaChange() | IndexChange():
-            promised = plan.database_after
-            if promised is None:
-                raise InvalidRequestError(f"the plan of {opened.deployment} records no database")
-            # content is the users' from the promotion on
-            promised = promised.model_copy(update={"tables": {}})
-            return _database_now(opened, plan, check=False).differences(promised)
+            # content is the users' from the promotion on: it is not even read
+            promised = plan.database_after.model_copy(update={"tables": {}})
+            return _database_now(opened, plan, like=promised).differences(promised)
         case unknown:
             assert_never(unknown)
 
@@ -70,15 +70,10 @@ def database_answers(database: Database, *, deployment: str) -> bool:
     return True
 
 
-def _database_now(opened: Opened, plan: Plan, *, check: bool) -> DatabaseState:
-    if opened.database is None:
-        raise InvalidRequestError(f"{opened.deployment} names no database")
+def _database_now(opened: Opened, plan: Plan, *, like: DatabaseState) -> DatabaseState:
     table = plan.change.table if isinstance(plan.change, IndexChange) else None
-    now = observe_database(
-        opened.database, deployment=opened.deployment, like=_recorded(plan), indexes_of=table
-    )
-    faults = corruption(opened.database) if check and opened.database.check_corruption else ()
-    return _of_plan(now, plan).model_copy(update={"faults": faults})
+    now = observe_database(opened.changed_database, deployment=opened.deployment, like=like, indexes_of=table)
+    return _of_plan(now, plan)
 
 
 def _of_plan(now: DatabaseState, plan: Plan) -> DatabaseState:
@@ -101,9 +96,3 @@ def _of_plan(now: DatabaseState, plan: Plan) -> DatabaseState:
                 pass
     indexes = {name: facts for name, facts in now.indexes.items() if facts.table in tables}
     return without_leftovers(now.model_copy(update={"indexes": indexes, "schema_sha256": None}), own=own)
-
-
-def _recorded(plan: Plan) -> DatabaseState:
-    if plan.database is None:
-        raise InvalidRequestError("the plan records no database")
-    return plan.database

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from rules.change import ApplicationRelease, Change, IndexChange, SchemaChange
+from rules.continued import AGAIN
 from rules.database import Database, DatabaseState
 from rules.database_plan import VerifyDatabase
 from rules.entries import Opened
@@ -14,12 +15,11 @@ from rules.index_plan import plan_index, without_leftovers
 from rules.plan import Plan, Step
 from rules.rehearsal_page import rehearsal_page
 from rules.rollout import plan_rollout
-from rules.schema_plan import plan_schema, refuse_dangers, refuse_stranding
+from rules.schema_plan import plan_schema, refuse_dangers
 from rules.strategy import InPlace, Strategy
-from tasks.claim import AGAIN
 from tasks.database import observe_database
 from tasks.database_checks import corruption, measured_queries
-from tasks.fleet import observe_fleet, running_releases
+from tasks.fleet import observe_fleet
 from tasks.history import records
 from tasks.migration_lint import lint
 from tasks.migrations import read_migrations
@@ -27,6 +27,7 @@ from tasks.prefect_api import PrefectApi
 from tasks.rehearsal import rehearse
 from tasks.settings import Settings
 from tasks.sql_statements import destroys_data
+from tasks.stranding import refuse_to_strand
 from tasks.vector_index import read_catalog
 
 #: Deployments that may still be taken back, and their application with them.
@@ -46,10 +47,10 @@ def plan_now(change: Change, strategy: Strategy, opened: Opened, settings: Setti
             return plan_rollout(change, strategy, opened.fleet, before)
         case SchemaChange():
             _refuse_strategy(change, strategy)
-            return _plan_schema(change, _database(opened), opened, before, settings=settings)
+            return _plan_schema(change, opened.changed_database, opened, before, settings=settings)
         case IndexChange():
             _refuse_strategy(change, strategy)
-            return _plan_index(change, _database(opened), opened, before)
+            return _plan_index(change, opened.changed_database, opened, before)
         case unknown:
             assert_never(unknown)
 
@@ -65,7 +66,7 @@ def renewed(plan: Plan, opened: Opened, settings: Settings) -> Plan:
     """
     if plan.database is None or not plan.steps:
         return plan
-    database, change = _database(opened), plan.change
+    database, change = opened.changed_database, plan.change
     table = change.table if isinstance(change, IndexChange) else None
     now = without_leftovers(observe_database(database, deployment=opened.deployment, indexes_of=table))
     moved = now.model_copy(update={"tables": {}}).differences(plan.database.model_copy(update={"tables": {}}))
@@ -84,8 +85,7 @@ def _with_queries(state: DatabaseState, database: Database, opened: Opened) -> D
 
 
 def _refuse_applications(change: SchemaChange, opened: Opened, settings: Settings) -> None:
-    if not all("*" in served.after for served in change.serves):
-        refuse_stranding(change.serves, running_releases(opened.users), back=False)
+    refuse_to_strand(change, opened, back=False)
     if change.phase == "contract":
         _refuse_while_baking(change, settings)
 
@@ -178,9 +178,3 @@ def _refuse_strategy(change: SchemaChange | IndexChange, strategy: Strategy) -> 
             f"A {change.component} has one database and no instances to shift traffic between: use the "
             "strategy in_place without an instance. Nothing was touched."
         )
-
-
-def _database(opened: Opened) -> Database:
-    if opened.database is None:
-        raise InvalidRequestError(f"{opened.deployment} names no database")
-    return opened.database

@@ -15,6 +15,7 @@ from typing import Any
 
 import psycopg
 
+from rules.continued import continued
 from rules.database import Database, DatabaseAddress
 from rules.errors import DeployError
 
@@ -27,7 +28,6 @@ _CONNECT_TIMEOUT_S = 10
 _LONGEST_NAME_BYTES = 63
 # keepalives are not sent while data waits to be acknowledged: a dead network would then hang for minutes
 _TCP_USER_TIMEOUT_MS = 25_000
-_AGAIN = "-again"
 _DATA_EXCEPTION = "22"
 _END_TIMEOUT_S = 15.0
 _END_OTHERS = """
@@ -118,9 +118,10 @@ def end_sessions(database: Database, *, deployment: str) -> int:
         DatabaseUnreachableError: the server cannot be reached.
     """
     ended: set[int] = set()
+    names = [application_name(name) for name in continued(deployment)]
     deadline = time.monotonic() + _END_TIMEOUT_S
     with connection(database, deployment=deployment, autocommit=True) as session:
-        while rows := session.execute(_END_OTHERS, ([*_application_names(deployment)],)).fetchall():
+        while rows := session.execute(_END_OTHERS, (names,)).fetchall():
             ended |= {pid for pid, _ in rows}
             if time.monotonic() > deadline:
                 raise DatabaseError(
@@ -142,17 +143,6 @@ def error_words(error: psycopg.Error) -> str:
     if error.sqlstate.startswith(_DATA_EXCEPTION):  # such as: invalid input syntax for type integer: "…"
         said = re.sub(r'".*"', '"…"', said, flags=re.DOTALL)
     return f"{said}{hint}, sqlstate {error.sqlstate}"
-
-
-def _application_names(deployment: str) -> tuple[str, ...]:
-    """Return how sessions of a deployment are told, and those of the failed ones that it continues.
-
-    Who takes X back once more is called X-again, and after that X-again-again.
-    """
-    names = [deployment]
-    while names[-1].endswith(_AGAIN):
-        names.append(names[-1].removesuffix(_AGAIN))
-    return tuple(application_name(name) for name in names)
 
 
 def _connect(address: DatabaseAddress, options: str, deployment: str) -> Session:

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Literal
 
+from rules.continued import AGAIN
 from rules.database_undo import RestoreSnapshot
 from rules.entries import Entry, Locked, Moved, Noted, Planned, line, stamped
 from rules.errors import ApiUnavailableError, DeployError, WorldMovedError
 from rules.frozen import Frozen
 from rules.journal import JournalView
-from tasks.claim import AGAIN, claim, refuse_living, step_lock
+from tasks.claim import claim, refuse_living, step_lock
 from tasks.control import forget
 from tasks.database_undo import refuse_way_back
 from tasks.journal import JournalFile, Mirror, NoJournalError, journals, mirrored_lines

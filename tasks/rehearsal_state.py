@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import os
 from dataclasses import dataclass
 
 from psycopg import sql
 
 from rules.database import Database
-from rules.hosts import HostAddress
-from tasks.database import libpq_environment, postgres_program, schema_sha256
-from tasks.host import run
+from tasks.database import checksum, schema_statements
 from tasks.postgres import Session, connection
 
 #: A table or sequence by schema and name.
 Table = tuple[str, str]
 
-_HERE = HostAddress()
-_DUMP_TIMEOUT_S = 300.0
 _LINES_TOLD = 4
 _LONGEST_LINE = 120
 # of foreign servers and subscriptions
@@ -77,7 +72,9 @@ def schema_of(database: Database) -> Schema:
     Raises:
         DeployError: it cannot be read.
     """
-    return Schema(sha256=schema_sha256(database), lines=_lines(database))
+    statements = schema_statements(database)
+    lines = (line.rstrip() for line in statements.splitlines())
+    return Schema(sha256=checksum(statements), lines=tuple(line for line in lines if line))
 
 
 def content_of(database: Database, *, deployment: str, like: Content | None = None) -> Content:
@@ -146,21 +143,6 @@ def _digest(session: Session, table: Table, columns: tuple[str, ...]) -> tuple[i
     query = sql.SQL(_DIGEST).format(columns=names, table=sql.Identifier(*table))
     count, first, second = session.execute(query).fetchall()[0]
     return count, first, second
-
-
-def _lines(database: Database) -> tuple[str, ...]:
-    """Return what pg_dump says of the schema, without comments, settings and what differs each time."""
-    with os.fdopen(os.memfd_create("schema"), "r+b") as file:  # it can hold passwords of subscriptions
-        leaving_out = [f"--exclude-table={table}" for table in database.version_tables]
-        argv = (postgres_program(database, "pg_dump"), "--schema-only", "--no-password", *leaving_out)
-        output = f"--file=/proc/{os.getpid()}/fd/{file.fileno()}"
-        run(_HERE, (*argv, output), timeout_s=_DUMP_TIMEOUT_S, env=libpq_environment(database))
-        file.seek(0)
-        text = file.read().decode(errors="replace")
-    lines = (line.rstrip() for line in text.splitlines())
-    return tuple(
-        line for line in lines if line and not line.startswith(("--", "\\", "SET ", "SELECT pg_catalog."))
-    )
 
 
 def _without_secret(line: str) -> str:

@@ -1,4 +1,4 @@
-"""Start and stop the service of a server on its host: a systemd unit, or commands of its own."""
+"""Ask, start and stop a service on its host: a systemd unit, or commands of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def is_running(host: HostAddress, service: SystemdService | CommandService) -> b
     """
     match service:
         case SystemdService():
-            argv: tuple[str, ...] = (*_systemctl(service), "is-active", "--quiet", service.unit)
+            argv: tuple[str, ...] = (*systemctl(service), "is-active", "--quiet", service.unit)
         case CommandService():
             argv = service.status
     finished = run(host, argv, check=False)
@@ -36,8 +36,8 @@ def start(host: HostAddress, service: SystemdService | CommandService, *, timeou
     match service:
         case SystemdService():
             # failed starts before this one may have used up the unit's limit
-            run(host, (*_systemctl(service), "reset-failed", service.unit), check=False)
-            run(host, (*_systemctl(service), "start", service.unit), timeout_s=timeout_s)
+            run(host, (*systemctl(service), "reset-failed", service.unit), check=False)
+            run(host, (*systemctl(service), "start", service.unit), timeout_s=timeout_s)
         case CommandService():
             if not is_running(host, service):
                 run(host, service.start, timeout_s=timeout_s)
@@ -51,11 +51,12 @@ def stop(host: HostAddress, service: SystemdService | CommandService, *, timeout
     """
     match service:
         case SystemdService():
-            run(host, (*_systemctl(service), "stop", service.unit), timeout_s=timeout_s)
+            run(host, (*systemctl(service), "stop", service.unit), timeout_s=timeout_s)
         case CommandService():
             if is_running(host, service):
                 run(host, service.stop, timeout_s=timeout_s)
 
 
-def _systemctl(service: SystemdService) -> tuple[str, ...]:
+def systemctl(service: SystemdService) -> tuple[str, ...]:
+    """Return how systemd is asked about a unit."""
     return ("systemctl", "--user") if service.scope == "user" else ("systemctl",)

@@ -21,7 +21,6 @@ from tasks.vector_index_removal import drop_concurrently
 log = logging.getLogger(__name__)
 _POLL_S = 1.0
 _MIB = 1024**2
-_NO_MEMORY_FOR_WORKERS = "53100"  # /dev/shm is full, which containers keep small
 
 _ROWS = """
 SELECT CASE WHEN c.reltuples >= 0 THEN c.reltuples::bigint ELSE
@@ -131,7 +130,7 @@ class _Build:
         try:
             try:
                 self._build(memory, poll_s)
-            except psycopg.errors.DiskFull as error:
+            except psycopg.errors.DiskFull as error:  # /dev/shm, which containers keep small
                 if not memory.workers:
                     raise
                 self.notices.append(f"built without workers: {error_words(error)}")

@@ -54,9 +54,8 @@ class Vigil:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Watch until this block ends."""
-        database = self._deployment.opened.database
-        server = database.server if database else None
-        units = units_by_host(self._deployment.fleet.instances, server)
+        opened = self._deployment.opened
+        units = units_by_host(opened.fleet.instances, opened.database_server)
         with ExitStack() as stack:
             self._followers = tuple(
                 stack.enter_context(JournalFollower(host, names, self._began))

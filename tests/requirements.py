@@ -42,3 +42,14 @@ def need_btrfs() -> None:
     need("btrfs", "mkfs.btrfs", package="btrfs-progs")
     if words := why_not():
         pytest.skip(words)
+
+
+def need_systemd() -> None:
+    """Skip the calling test where no systemd can run in a container that is reached by ssh, and say why."""
+    from lab.systemd import forbidden  # noqa: PLC0415 - most tests need no systemd
+
+    need("systemd-nspawn", package="systemd-container")
+    need("ssh", "ssh-keygen", package="openssh-client")
+    need("sshd", package="openssh-server")
+    if words := forbidden():
+        pytest.skip(words)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from blocks.database import save_database
 from blocks.environment import Environment
 from flows.deploy import deploy
 from flows.guard import TakenBackError
@@ -34,6 +33,7 @@ from lab.database_migrations import (
 )
 from lab.prefect_server import PrefectServer
 from lab.processes import wait_until
+from lab.register import save_database
 from lab.zfs import LabZfs
 from rules.change import IndexChange, SchemaChange
 from rules.cluster_loss import LossNotAcceptedError
@@ -50,12 +50,12 @@ from tasks.finish import prune_ways_back
 from tasks.journal import journals
 from tasks.planning import plan_now, renewed
 from tasks.settings import Settings
-from tests.requirements import need_zfs
+from tests.tasks.backing_up import one_at_a_time, pool
 from tests.tasks.deploying import opening
 
 log = logging.getLogger(__name__)
-#: The machine's one zfs-fuse is taken by one process at a time: keep its tests in one.
-pytestmark = pytest.mark.xdist_group("zfs")
+pytestmark = one_at_a_time
+__all__ = ["pool"]  # a fixture
 
 #: Transactions of the migration itself: it is foreseen in one that keeps nothing, then done.
 _OURS = 2
@@ -102,13 +102,6 @@ class Memories(NamedTuple):
                 **fields,
             }
         )
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabZfs]:
-    need_zfs()
-    with LabZfs(tmp_path_factory.mktemp("zfs")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import pytest
 
-from blocks.database import save_database
 from blocks.environment import Environment
 from flows.deploy import deploy
 from flows.guard import TakenBackError
@@ -19,6 +18,7 @@ from flows.recover import roll_back
 from lab.database import LabDatabase
 from lab.database_migrations import LabMigrations, folder_sha256, good_expand
 from lab.prefect_server import PrefectServer, Worker
+from lab.register import save_database
 from rules.change import MigrationFolder, SchemaChange, Served
 from rules.database import DatabaseState
 from rules.entries import DeploymentState, Moved, Opened, line

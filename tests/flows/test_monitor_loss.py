@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from blocks.database import save_database
 from blocks.environment import Environment
 from flows.delayed_rollback import delayed_roll_back
 from flows.deploy import deploy
@@ -16,6 +15,7 @@ from flows.monitor import TakenBackByMonitoringError, monitor
 from lab.database import LabDatabase
 from lab.database_migrations import good_contract
 from lab.prefect_server import Worker
+from lab.register import save_database
 from lab.zfs import LabZfs
 from rules.change import Served
 from rules.cluster_loss import LossNotAcceptedError
@@ -28,22 +28,18 @@ from tasks.monitoring import cancel_monitoring
 from tasks.prefect_api import PrefectApi
 from tasks.services import Services
 from tests.flows.site import Site
-from tests.requirements import need_zfs
+from tests.tasks.backing_up import one_at_a_time, pool
 
-#: The machine's one zfs-fuse is taken by one process at a time: keep its tests in one.
-pytestmark = pytest.mark.xdist_group("zfs")
+pytestmark = one_at_a_time
+__all__ = ["pool"]  # a fixture
 
 QUICK = Monitoring(every_s=3, for_s=60, probe_every_s=0.3, tolerated_probes=1)
 LIVE = ("blue-1", "blue-2")
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory, lab_cache: Path) -> Iterator[LabDatabase]:
-    need_zfs()
-    with (
-        LabZfs(tmp_path_factory.mktemp("zfs")) as pool,
-        LabDatabase(tmp_path_factory.mktemp("memories"), zfs=pool, cache=lab_cache) as running,
-    ):
+def lab(pool: LabZfs, tmp_path_factory: pytest.TempPathFactory, lab_cache: Path) -> Iterator[LabDatabase]:
+    with LabDatabase(tmp_path_factory.mktemp("memories"), zfs=pool, cache=lab_cache) as running:
         yield running
 
 

@@ -10,13 +10,12 @@ import pytest
 
 from flows.recover import recover
 from lab.postgres import Postgres
-from lab.prefect_server import DRIVER, TEMPLATE, PrefectServer
+from lab.prefect_server import PrefectServer, separate_server
 from lab.processes import wait_until
 from tasks.journal import mirrored_lines
 from tasks.prefect_api import PrefectApi
 from tests.flows.site import SHORT_LEASE, Site
 
-_DATABASE = "prefect_that_dies"
 #: Time enough to come back, also on a busy machine; cut off soon.
 _LEASE = {**SHORT_LEASE, "SOVEREIGN_LEASE_S": "30"}
 
@@ -24,9 +23,7 @@ _LEASE = {**SHORT_LEASE, "SOVEREIGN_LEASE_S": "30"}
 @pytest.fixture(scope="session")
 def mortal_server(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Iterator[PrefectServer]:
     """A Prefect server of its own, to be killed."""
-    postgres.create_database(_DATABASE, template=TEMPLATE)
-    url = postgres.url(_DATABASE, driver=DRIVER)
-    with PrefectServer(tmp_path_factory.mktemp("mortal"), url, migrated=True) as server:
+    with separate_server(tmp_path_factory.mktemp("mortal"), postgres, "mortal") as server:
         yield server
 
 

@@ -4,7 +4,7 @@ import httpx
 
 from lab.identity import started_ticks
 from lab.ports import is_listening
-from lab.prefect_server import DRIVER, TEMPLATE, PrefectServer
+from lab.prefect_server import separate_server
 from lab.processes import clean_environment
 
 
@@ -15,8 +15,7 @@ def write_variable(server, name):
 
 def test_a_killed_server_comes_back_on_its_port_with_its_data(tmp_path, postgres):
     name = f"kept_{uuid.uuid4().hex}"
-    postgres.create_database(name, template=TEMPLATE)
-    with PrefectServer(tmp_path, postgres.url(name, driver=DRIVER), migrated=True) as server:
+    with separate_server(tmp_path, postgres, name) as server:
         url, pid = server.api_url, server.process.pid
         write_variable(server, name)
         server.kill()

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from lab import systemd
 from lab.application import FIRST_RELEASE
 from lab.ports import free_port, give_back
 from lab.releases import GOOD, Behaviour, build_release, install_release
@@ -32,7 +31,7 @@ from tasks.application import (
     switch_release,
     wait_until_ready,
 )
-from tests.requirements import need
+from tests.requirements import need_systemd
 from tests.tasks.updating import DEPLOYMENT, NEXT_RELEASE, SETTINGS, pid
 
 #: Only one is booted at a time, so one worker should have them all.
@@ -56,11 +55,7 @@ RestartSec=50ms
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystemd]:
-    need("systemd-nspawn", package="systemd-container")
-    need("ssh", "ssh-keygen", package="openssh-client")
-    need("sshd", package="openssh-server")
-    if words := systemd.forbidden():
-        pytest.skip(words)
+    need_systemd()
     with LabSystemd(tmp_path_factory.mktemp("systemd")) as running:
         yield running
 

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from lab import systemd
 from lab.processes import wait_until
 from lab.systemd import LabSystemd
 from rules.errors import CommandError
 from rules.hosts import HostAddress
 from tasks.journald import JournalFollower, errors_since, journal_argv
-from tests.requirements import need
+from tests.requirements import need, need_systemd
 
 #: Only one is booted at a time, so one worker should have them all.
 pytestmark = pytest.mark.xdist_group("systemd")
@@ -35,11 +34,7 @@ SAID = b"<6>all is well\n<3>no database\n<4>slow disk\n<2>no memory\n<7>details\
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystemd]:
-    need("systemd-nspawn", package="systemd-container")
-    need("ssh", "ssh-keygen", package="openssh-client")
-    need("sshd", package="openssh-server")
-    if words := systemd.forbidden():
-        pytest.skip(words)
+    need_systemd()
     with LabSystemd(tmp_path_factory.mktemp("systemd"), name="lab-journald") as running:
         yield running
 

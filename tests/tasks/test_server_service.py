@@ -7,13 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab import systemd
 from lab.systemd import LabSystemd
 from rules.errors import CommandError
 from rules.fleet import CommandService, SystemdService
 from rules.hosts import HostAddress
 from tasks import server_service
-from tests.requirements import need
+from tests.requirements import need_systemd
 
 HERE = HostAddress()
 LIMIT_S = 30.0
@@ -31,11 +30,7 @@ RestartSec=50ms
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystemd]:
-    need("systemd-nspawn", package="systemd-container")
-    need("ssh", "ssh-keygen", package="openssh-client")
-    need("sshd", package="openssh-server")
-    if words := systemd.forbidden():
-        pytest.skip(words)
+    need_systemd()
     with LabSystemd(tmp_path_factory.mktemp("systemd")) as running:
         yield running
 

@@ -9,18 +9,14 @@ import pytest
 from prefect.exceptions import ObjectNotFound
 
 from lab.postgres import Postgres
-from lab.prefect_server import DRIVER, TEMPLATE, PrefectServer
+from lab.prefect_server import PrefectServer, separate_server
 from triggers.register import SILENT_RUNS, register, watch_silent_runs
-
-_DATABASE = "prefect_to_register_with"
 
 
 @pytest.fixture(scope="module")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Iterator[PrefectServer]:
     """A Prefect server of this file's own: other tests need the deployment that is made and deleted here."""
-    postgres.create_database(_DATABASE, template=TEMPLATE)
-    url = postgres.url(_DATABASE, driver=DRIVER)
-    with PrefectServer(tmp_path_factory.mktemp("registering"), url, migrated=True) as server:
+    with separate_server(tmp_path_factory.mktemp("registering"), postgres, "registering") as server:
         yield server
 
 
