@@ -96,8 +96,12 @@ def needs_to_run_alone(sqlstate: str | None) -> bool:
 
 @contextmanager
 def _watched(observer: Session, gate: Session, pid: int) -> Iterator[set[tuple[int, str]]]:
-    """Collect the locks that the backend `pid` holds within the block."""
+    """Collect the locks that the backend `pid` holds within the block: while it waits, if it does.
+
+    What it takes for a moment before and after, to swap entries of the catalog, is seen by chance only.
+    """
     seen: set[tuple[int, str]] = set()
+    waiting: set[tuple[int, str]] = set()
     over = threading.Event()
     gate.execute(_HOLD_A_SNAPSHOT)
 
@@ -105,8 +109,10 @@ def _watched(observer: Session, gate: Session, pid: int) -> Iterator[set[tuple[i
         with suppress(psycopg.Error):  # lost with its server: then the statement says so
             while not over.is_set():
                 rows = observer.execute(_LOCKS, (pid,)).fetchall()
-                seen.update(_of_relations(rows))
+                held = _of_relations(rows)
+                seen.update(held)
                 if any(kind == "virtualxid" and not granted for _, _, granted, kind in rows):
+                    waiting.update(held)
                     gate.rollback()
 
     watching = threading.Thread(target=watch)
@@ -117,6 +123,8 @@ def _watched(observer: Session, gate: Session, pid: int) -> Iterator[set[tuple[i
         over.set()
         watching.join()
         gate.rollback()
+        if waiting:
+            seen.intersection_update(waiting)
 
 
 def _relations(session: Session) -> Relations:
