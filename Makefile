@@ -2,11 +2,11 @@
 python := .venv/bin/python
 rooms := flows tasks blocks rules triggers lab
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-sglang lint bench clean
 .DEFAULT_GOAL := help
 
 help:   ## say what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup:  ## make .venv what requirements.lock says
 	@sh lab/setup.sh
@@ -16,6 +16,9 @@ demo: setup  ## show it: a small production on this machine, deployed to, broken
 
 test: setup  ## run all tests, the crash tests too
 	@$(python) -m pytest -n 2 --dist loadgroup
+
+test-sglang: setup  ## run the tests against the real SGLang on the CPU; the first time it is installed, 1.7 GB
+	@SGLANG_REAL=1 $(python) -m pytest -n 0 tests/sglang_real
 
 lint: setup  ## check style, types, room borders and dependencies
 	@.venv/bin/ruff check .

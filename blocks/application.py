@@ -8,7 +8,7 @@ from prefect.blocks.core import Block
 from pydantic import BaseModel, ConfigDict, Field
 
 from blocks.haproxy import HAProxy
-from blocks.host import Host
+from blocks.host import address_of
 from rules.fleet import (
     CommandService,
     Fleet,
@@ -19,7 +19,6 @@ from rules.fleet import (
     SmokeTest,
     SystemdService,
 )
-from rules.hosts import HostAddress
 from rules.traffic import Route
 
 
@@ -64,7 +63,7 @@ class Application(Block):
         route = None
         if self.balancer:
             balancer = cast("HAProxy", HAProxy.load(self.balancer))
-            route = Route(balancer=balancer.data(_address(balancer.host)), key=self.route or name)
+            route = Route(balancer=balancer.data(address_of(balancer.host)), key=self.route or name)
         return Fleet(
             application=name,
             instances=tuple(_instance(member) for member in self.members),
@@ -85,9 +84,5 @@ def load_fleet(application: str) -> Fleet:
 
 def _instance(member: Member) -> Instance:
     return Instance.model_validate(
-        {**member.model_dump(exclude={"host"}), "host": _address(member.host).model_dump()}
+        {**member.model_dump(exclude={"host"}), "host": address_of(member.host).model_dump()}
     )
-
-
-def _address(host: str | None) -> HostAddress:
-    return cast("Host", Host.load(host)).data() if host else HostAddress()

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, cast
 from prefect.blocks.core import Block
 from pydantic import BaseModel, ConfigDict, Field
 
-from blocks.host import Host
+from blocks.host import address_of
 from rules.database import (
     Database,
     DatabaseAddress,
@@ -17,7 +17,6 @@ from rules.database import (
     LockPolicy,
 )
 from rules.fleet import CommandService, SystemdService
-from rules.hosts import HostAddress
 
 
 class Server(BaseModel):
@@ -97,6 +96,5 @@ def load_database(name: str) -> Database:
 
 
 def _server(server: Server) -> DatabaseServer:
-    address = cast("Host", Host.load(server.host)).data() if server.host else HostAddress()
     fields = server.model_dump(exclude={"host", "dataset"})
-    return DatabaseServer(**fields, host=address, dataset=server.dataset or None)
+    return DatabaseServer(**fields, host=address_of(server.host), dataset=server.dataset or None)

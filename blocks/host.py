@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from prefect.blocks.core import Block
 from pydantic import Field
 
@@ -43,3 +45,12 @@ class Host(Block):
             pydantic.ValidationError: a field is not what ssh or a journal can take.
         """
         return HostAddress(**{field: getattr(self, field) for field in HostAddress.model_fields})
+
+
+def address_of(host: str | None) -> HostAddress:
+    """Return the machine that the Sovereign Host block of this name describes; empty: the worker's own.
+
+    Raises:
+        ValueError: there is no such block.
+    """
+    return cast("Host", Host.load(host)).data() if host else HostAddress()

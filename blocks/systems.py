@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from blocks.application import load_fleet
 from blocks.database import load_database
-from rules.change import ApplicationRelease, Change, IndexChange, SchemaChange
+from blocks.ray_cluster import load_ray_cluster
+from blocks.sglang import load_model
+from rules.change import ApplicationRelease, Change, IndexChange, ModelRelease, RayRelease, SchemaChange
 from rules.database import Database
 from rules.fleet import NOBODY, Fleet
 from rules.frozen import Frozen
 
 
 class Systems(Frozen):
-    """The application whose users would notice, the database if one is changed, and who works with it."""
+    """The fleet that is changed or whose users would notice, and the database, if one is changed."""
 
     fleet: Fleet
     database: Database | None = None
@@ -28,6 +30,10 @@ def load_systems(change: Change) -> Systems:
     match change:
         case ApplicationRelease():
             return Systems(fleet=fleet)
+        case ModelRelease():
+            return Systems(fleet=load_model(change.model))
+        case RayRelease():
+            return Systems(fleet=load_ray_cluster(change.cluster))
         case SchemaChange():
             others = tuple(load_fleet(served.application) for served in change.serves[1:])
             users = (fleet, *others) if change.serves else ()

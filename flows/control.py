@@ -23,6 +23,9 @@ Reason = Annotated[str, Field(min_length=3, max_length=2000)]
 def control(deployment: str, word: Word, by: Person, reason: Reason) -> str:
     """Leave a word for a running deployment; it hears it within seconds.
 
+    That is so while it waits, measures or watches. A backup or a step that is in the middle of its effect is
+    brought to its end first.
+
     Paused, it does not go on, and traffic stays where it is; a side that is shown to be bad is taken back all
     the same. Aborted, it takes back what it has done. A rollback that has begun is never paused.
 
@@ -48,7 +51,11 @@ def control(deployment: str, word: Word, by: Person, reason: Reason) -> str:
         was_waiting = word == "abort" and refuse_waiting_run(
             api, view.opened.flow_run_id, by=by, words=f"Aborted: {reason}"
         )
-    heard = "it waited for approval, which is refused" if was_waiting else "it hears that within seconds"
+    heard = (
+        "it waited for approval, which is refused"
+        if was_waiting
+        else "it hears that within seconds, or after the step that it is at"
+    )
     words = f"{deployment}: {word} by {by}; {heard}."
     get_run_logger().info("%s", words)
     return words

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import assert_never
+import time
+from collections.abc import Callable
+from typing import assert_never, cast
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
@@ -14,12 +16,14 @@ from flows.approval import approve
 from flows.guard import guarded, take_back_after
 from flows.pgvector_index import update_index
 from flows.postgres_schema import update_schema
+from flows.ray_node import update_ray_nodes
 from flows.rollout import OPEN, ended_with_nothing_to_do, keep_plan, opening
+from flows.sglang_model import update_model
 from flows.update import TIMEOUT_S
-from rules.baseline import Baseline, compare
-from rules.change import ApplicationRelease, IndexChange, SchemaChange
+from rules.baseline import Baseline, Comparison, compare
+from rules.change import ApplicationRelease, IndexChange, ModelRelease, RayRelease, SchemaChange
 from rules.checklist import Attestation, Waiver
-from rules.entries import Compared, Gated, Measured, Opened
+from rules.entries import Compared, Decided, Gated, Measured, Noted, Opened
 from rules.errors import GateBlockedError, StepFailedError
 from rules.evidence.sources import Evidence
 from rules.frozen import slug
@@ -29,19 +33,20 @@ from rules.plan import Plan
 from rules.record import DeploymentRecord, checklist_page, plan_page, record_of
 from rules.request import Papers
 from rules.strategy import BlueGreen, Canary, InPlace, Rolling
+from rules.verdict import Outcome
 from tasks.aftermath import keep_books, tell
 from tasks.backup_round import back_up
 from tasks.baseline import measure_baseline
 from tasks.checklist import refuse_unknown_rows, run_checklist
 from tasks.deployment import OpenDeployment, supersede_promoted
 from tasks.monitoring import schedule_monitoring
-from tasks.pause import proceed
+from tasks.pause import is_paused, proceed
 from tasks.planning import plan_now
 from tasks.prefect_api import PrefectApi
 from tasks.report import publish_checklist, publish_comparison
 from tasks.services import Services, load_services
 from tasks.settings import Settings
-from tasks.vigil import keeping_vigil
+from tasks.vigil import Vigil, keeping_vigil
 
 checklist = task(name="checklist", cache_policy=NO_CACHE, persist_result=False)(run_checklist)
 baseline = task(name="baseline", cache_policy=NO_CACHE, persist_result=False)(measure_baseline)
@@ -57,7 +62,7 @@ backups = task(name="backups", cache_policy=NO_CACHE, persist_result=False)(back
     on_cancellation=[take_back_after],
 )
 def deploy(  # noqa: PLR0917 - the fields of the run form
-    change: ApplicationRelease | SchemaChange | IndexChange,
+    change: ApplicationRelease | ModelRelease | RayRelease | SchemaChange | IndexChange,
     strategy: InPlace | BlueGreen | Canary | Rolling,
     environment: str = "development",
     evidence: Evidence = Evidence(),  # noqa: B008 - frozen
@@ -103,9 +108,9 @@ def deploy(  # noqa: PLR0917 - the fields of the run form
         backups(deployment, services)
         tell(deployment.journal.read(), services, Event.STARTED)
         keep_books(settings)
-        with keeping_vigil(deployment, plan, services, before=before):
+        with keeping_vigil(deployment, plan, services, before=before) as vigil:
             _roll_out(deployment, plan)
-            _compare(deployment, services, before)
+            _compare(deployment, services, before, vigil=vigil)
         deployment.promote("Every step was done, watched and verified.")
         supersede_promoted(deployment.opened, deployment.api, settings)
         schedule_monitoring(deployment.journal, deployment.api, settings)
@@ -152,16 +157,11 @@ def _gate(deployment: OpenDeployment, plan: Plan, services: Services, *, papers:
 
 def _measure(deployment: OpenDeployment, services: Services) -> Baseline:
     """Measure before the rollout; the same window length is measured after it."""
-    proceed(deployment)
     environment = deployment.opened.environment
-    before = baseline(
-        deployment.fleet,
-        database=deployment.opened.database,
-        window_s=environment.baseline_s or deployment.settings.baseline_s,
-        prometheus=services.prometheus,
-        metrics=environment.metrics,
-    )
+    window_s = environment.baseline_s or deployment.settings.baseline_s
+    before = _measured(deployment, services, window_s=window_s)
     deployment.record(Measured(moment="before", baseline=before))
+    proceed(deployment)  # what was said while it lasted
     away = unanswered(before.readings)
     if away and services.prometheus and environment.on_provider_error == "roll_back":
         raise StepFailedError(
@@ -171,12 +171,38 @@ def _measure(deployment: OpenDeployment, services: Services) -> Baseline:
     return before
 
 
+def _measured(deployment: OpenDeployment, services: Services, *, window_s: float) -> Baseline:
+    """Return how things are over the next window; what stops the deployment stops that too."""
+    proceed(deployment)
+    return baseline(
+        deployment.fleet,
+        database=deployment.opened.database,
+        window_s=window_s,
+        prometheus=services.prometheus,
+        metrics=deployment.opened.environment.metrics,
+        still_wanted=_hearing(deployment),
+    )
+
+
+def _hearing(deployment: OpenDeployment) -> Callable[[], None]:
+    def hear() -> None:
+        deployment.prove_ours()
+        deployment.heed()
+        is_paused(deployment)  # written down now; measuring changes nothing and goes on
+
+    return hear
+
+
 def _roll_out(deployment: OpenDeployment, plan: Plan) -> None:
     token = OPEN.set(deployment)
     try:
         match plan.change:
             case ApplicationRelease():
                 update_application(plan.change, plan.strategy)
+            case ModelRelease():
+                update_model(plan.change, plan.strategy)
+            case RayRelease():
+                update_ray_nodes(plan.change, cast("InPlace | Rolling", plan.strategy))  # others were refused
             case SchemaChange():
                 update_schema(plan.change)
             case IndexChange():
@@ -187,21 +213,60 @@ def _roll_out(deployment: OpenDeployment, plan: Plan) -> None:
         OPEN.reset(token)
 
 
-def _compare(deployment: OpenDeployment, services: Services, before: Baseline) -> None:
+def _compare(deployment: OpenDeployment, services: Services, before: Baseline, *, vigil: Vigil) -> None:
     """Compare with the baseline; a metric that may take a change back and got worse does so."""
-    proceed(deployment)
     metrics = deployment.opened.environment.metrics
-    after = baseline(
-        deployment.fleet,
-        database=deployment.opened.database,
-        window_s=before.window_s,
-        prometheus=services.prometheus,
-        metrics=metrics,
-    )
+    after = _measured_after(deployment, services, before, vigil=vigil)
     comparisons = compare(before, after, metrics)
     deployment.record(Measured(moment="after", baseline=after))
     deployment.record(Compared(comparisons=comparisons))
     publish_comparison(deployment, comparisons)
+    _note_missing(deployment, comparisons)
     worse = [comparison for comparison in comparisons if comparison.takes_back]
     if worse:
         raise StepFailedError("; ".join(f"{one.name}: {one.change}" for one in worse))
+
+
+def _measured_after(
+    deployment: OpenDeployment, services: Services, before: Baseline, *, vigil: Vigil
+) -> Baseline:
+    """Return how things are now; once more where the metrics' provider was away, when it is back.
+
+    Raises:
+        AlarmError: the vigil saw what must not be promoted, or the provider was away for too long.
+        StepFailedError: the provider comes and goes for too long, and the policy is to go back then.
+    """
+    environment = deployment.opened.environment
+    declared = {metric.name for metric in environment.metrics}
+    give_up_at_s: float | None = None
+    while True:
+        after = _measured(deployment, services, window_s=before.window_s)
+        vigil.look()  # what began in the window's last seconds counts too
+        away = deployment.held_by() or unanswered([r for r in after.readings if r.name in declared])
+        proceed(deployment)  # held while the provider is away; its policy decides when patience is over
+        if not away or vigil.metrics.has_given_up:
+            return after
+        if give_up_at_s is None:
+            give_up_at_s = time.monotonic() + environment.provider_patience_s
+            deployment.record(Noted(about="measured_again", words=f"The window after has a gap: {away}"))
+        elif time.monotonic() > give_up_at_s:
+            _give_up(deployment, away)
+            return after
+
+
+def _give_up(deployment: OpenDeployment, away: str) -> None:
+    """Do as the policy says about a comparison that cannot be had."""
+    if deployment.opened.environment.on_provider_error == "go_on":
+        return
+    deployment.record(Decided(title="metrics provider", outcome=Outcome.PROVIDER_ERROR, reasons=(away,)))
+    raise StepFailedError(
+        f"PROVIDER_ERROR: what cannot be measured after cannot be compared: {away}. Bring the metrics back, "
+        "mend the query, or let the environment go on without them (on_provider_error)."
+    )
+
+
+def _note_missing(deployment: OpenDeployment, comparisons: tuple[Comparison, ...]) -> None:
+    missing = [one for one in comparisons if one.result == "provider_error"]
+    if missing:
+        words = f"{', '.join(one.name for one in missing)}: {missing[0].change}"
+        deployment.record(Noted(about="not_compared", words=words))

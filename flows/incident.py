@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -10,7 +9,8 @@ from prefect import flow
 from pydantic import Field
 
 from rules.incident import IncidentState
-from tasks.aftermath import incident_teller, services_of
+from tasks.aftermath import incident_teller, issue_writer, services_of
+from tasks.incident import Tell, WriteIssue
 from tasks.incident import update_incident as note
 from tasks.journal import NoJournalError
 from tasks.known import api_if_any, journal_here
@@ -27,6 +27,8 @@ def update_incident(
 ) -> IncidentState:
     """Note what was done about a deployment's incident; resolved, its post-mortem is drafted.
 
+    People are told, and its issue, if one was opened, says so; resolved, that is closed.
+
     Args:
         deployment: its id, as in the name of its artifacts.
         status: updated: it goes on; mitigated: users are well again; resolved: it is over.
@@ -38,6 +40,7 @@ def update_incident(
     """
     settings = Settings()
     with api_if_any(settings) as api:
+        tell, write_issue = _channels(deployment, api, settings)
         return note(
             deployment,
             status=status,
@@ -46,16 +49,21 @@ def update_incident(
             now=datetime.now(UTC),
             settings=settings,
             api=api,
-            tell=_teller(deployment, api, settings),
+            tell=tell,
+            write_issue=write_issue,
         )
 
 
-def _teller(
+def _channels(
     deployment: str, api: PrefectApi | None, settings: Settings
-) -> Callable[[IncidentState], None] | None:
-    """Return what tells the people whom the deployment's environment names; None: its journal is not here."""
+) -> tuple[Tell | None, WriteIssue | None]:
+    """Return what tells the people whom the deployment's environment names, and what writes in its issue.
+
+    None for each that there is not; both, where the journal, which names the environment, is not here.
+    """
     try:
         view = journal_here(deployment, api, settings).read()
     except NoJournalError:
-        return None
-    return incident_teller(view, services_of(view, api))
+        return None, None
+    services = services_of(view, api)
+    return incident_teller(view, services), issue_writer(services)

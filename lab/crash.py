@@ -43,6 +43,8 @@ _STRATEGIES = {
     "application": ("canary", "in_place", "blue_green", "rolling"),
     "postgres_schema": ("down", "snapshot"),
     "pgvector_index": ("in_place",),
+    "sglang_model": ("hot_swap", "in_place", "rolling", "blue_green"),
+    "ray_node": ("in_place", "rolling", "scale"),
 }
 
 

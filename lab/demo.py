@@ -21,11 +21,14 @@ from rich.table import Table
 from lab.calls import is_over, run_state, start_run
 from lab.database import LabDatabase
 from lab.database_load import DatabaseLoad
-from lab.demo_database import DATABASE_SCENES, TOLD, DatabaseScene, show_database
+from lab.demo_database import DATABASE_SCENES, show_database
+from lab.demo_model import ALONE, MODEL_SCENES, PROMPTS_PER_S, show_model
 from lab.figures import Figures, figures_of, plot_canary, sparkline
 from lab.load import Load
 from lab.production import Production
 from lab.releases import Behaviour
+from lab.sglang import LabSglang
+from rules.change import Change
 from rules.entries import (
     Decided,
     Entry,
@@ -47,6 +50,10 @@ _DIRECTORY = Path(".lab/demo").absolute()
 _REQUESTS_PER_S = 200.0
 _RUN_TIMEOUT_S = 180.0
 _WATCH = Watching(limits=CanaryLimits(min_observation_s=3.0))
+#: Notes of a deployment that people want to see.
+_TOLD = frozenset(
+    {"index_judged", "index_verified", "loss", "snapshot", "model_verified", "inference", "memory"}
+)
 #: Each scene is followed by the next one before a second run of its monitoring would begin.
 _CALM = Environment(name="calm", monitoring=Monitoring(every_s=21_600))
 #: 24 hours of runs of 15 minutes, with a look each 30 s, told in a minute.
@@ -111,18 +118,17 @@ class Demo:
         self.plotted: JournalView | None = None
         self.went_as_told = True
 
-    def play_database(self, scene: DatabaseScene, database: LabDatabase) -> None:
-        """Change the database through the API and follow that to its end."""
-        self._console.rule(f"[bold]{scene.title}")
-        change = scene.change(database, _DIRECTORY / "migrations")
+    def play_change(self, title: str, change: Change, ends: str, *, strategy: InPlace = InPlace()) -> None:  # noqa: B008 - frozen
+        """Deploy a change that is no application's through the API and follow that to its end."""
+        self._console.rule(f"[bold]{title}")
         parameters = {
             "change": change.model_dump(mode="json"),
-            "strategy": InPlace().model_dump(mode="json"),
+            "strategy": strategy.model_dump(mode="json"),
             "environment": _CALM.name,
         }
         run_id = start_run(self._api_url, "deploy/deploy", parameters, key=f"demo-{change.release}")
         self._follow(run_id, change.release, subject=change.subject)
-        self._expect(self._journal(change.release, subject=change.subject), scene.ends)
+        self._expect(self._journal(change.release, subject=change.subject), ends)
 
     def play(self, scene: Scene) -> None:
         """Deploy one release through the API and follow it to its end."""
@@ -188,7 +194,7 @@ class Demo:
 
     def _show(self, entry: Entry, began: float) -> None:
         shown = Intent | Decided | Moved | Gated | Monitored | MonitoringScheduled
-        if isinstance(entry, shown) or (isinstance(entry, Noted) and entry.about in TOLD):
+        if isinstance(entry, shown) or (isinstance(entry, Noted) and entry.about in _TOLD):
             words = in_words(entry).replace("**", "")
             self._console.print(
                 f"{entry.at.timestamp() - began:6.1f} s  {words}", markup=False, soft_wrap=True
@@ -248,8 +254,15 @@ def main() -> int:
     shutil.rmtree(_DIRECTORY, ignore_errors=True)
     cache = _DIRECTORY.parent / "cache"
     database = LabDatabase(_DIRECTORY / "memories", cache=cache)
-    production = Production(_DIRECTORY, environments=(_CALM, _WATCHED), databases=(database,), cache=cache)
-    with console.status("starting PostgreSQL, Prefect's server and worker, the application, HAProxy"):
+    model, migrations = LabSglang(_DIRECTORY / "chat"), _DIRECTORY / "migrations"
+    production = Production(
+        _DIRECTORY,
+        environments=(_CALM, _WATCHED),
+        databases=(database,),
+        models=(model,),
+        cache=cache,
+    )
+    with console.status("starting PostgreSQL, Prefect's server and worker, application, model, HAProxy"):
         production.start()
     try:
         with Load(production.applications["web"].url, _REQUESTS_PER_S, _DIRECTORY / "load") as load:
@@ -258,11 +271,16 @@ def main() -> int:
                 demo.play(scene)
         with DatabaseLoad(database.database, _DIRECTORY / "database-load") as users:
             for changed in DATABASE_SCENES:
-                demo.play_database(changed, database)
+                demo.play_change(changed.title, changed.change(database, migrations), changed.ends)
             seen = users.figures()
+        with model.load(PROMPTS_PER_S, _DIRECTORY / "model-load") as prompts:
+            for swapped in MODEL_SCENES:
+                demo.play_change(swapped.title, swapped.change(model), swapped.ends, strategy=ALONE)
+            said = prompts.rows()
         console.rule()
         show(demo, load, console)
         show_database(seen, console)
+        show_model(said, console)
         console.print(f"Took {time.monotonic() - began:.0f} s.")
         _keep(production, console) if given.keep else _say_how_to_keep(console)
     finally:

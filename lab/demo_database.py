@@ -14,8 +14,6 @@ from lab.database_migrations import good_expand
 from rules.change import IndexChange, SchemaChange
 from rules.vector_index import Hnsw, IndexGate
 
-#: Notes of a deployment that people want to see.
-TOLD = frozenset({"index_judged", "index_verified", "loss", "snapshot"})
 _TABLE = "public.episodic_memories"
 _INDEX = "episodic_memories_embedding_idx"
 

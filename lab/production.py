@@ -23,6 +23,7 @@ from lab.postgres import Postgres
 from lab.prefect_server import DATABASE, DRIVER, PrefectServer, Worker, migrated_cluster
 from lab.processes import clean_environment
 from lab.register import register_all
+from lab.sglang import LabSglang
 from rules.environment import Environment
 
 WORK_POOL = "sovereign"  # the one that prefect.yaml names
@@ -53,6 +54,7 @@ class Production(Part):
         worker: whether flow runs that are scheduled are also run.
         environments: that deployments may name, beside `development`.
         databases: that deployments may change; started and stopped with it.
+        models: whose servers deployments may update; started and stopped with it.
         cache: where a migrated database is kept, which makes later starts several seconds faster.
     """
 
@@ -64,9 +66,11 @@ class Production(Part):
         worker: bool = True,
         environments: Sequence[Environment] = (),
         databases: Sequence[LabDatabase] = (),
+        models: Sequence[LabSglang] = (),
         cache: Path | None = None,
     ) -> None:
-        self._environments, self._databases = environments, tuple(databases)
+        self._environments = environments
+        self._databases, self._models = tuple(databases), tuple(models)
         self._temporary = directory is None
         self.directory = (directory or Path(tempfile.mkdtemp(prefix="lab-"))).absolute()
         self.cache = cache
@@ -96,7 +100,7 @@ class Production(Part):
             if not self.cache:
                 self.postgres.create_database(DATABASE)
             self.prefect.start()
-            for part in (*self.applications.values(), *self._databases):
+            for part in (*self.applications.values(), *self._databases, *self._models):
                 part.start()
             self.register()
             if self.worker:
@@ -111,7 +115,7 @@ class Production(Part):
         answer = client().post(pools, json={"name": WORK_POOL, "type": "process"}, timeout=10.0)
         if answer.status_code != httpx.codes.CONFLICT:  # there already, after a restart
             answer.raise_for_status()
-        fleets = [application.fleet for application in self.applications.values()]
+        fleets = [part.fleet for part in (*self.applications.values(), *self._models)]
         client_environment = clean_environment(self.directory, self.environment())
         register_all(
             fleets,
@@ -130,7 +134,7 @@ class Production(Part):
                 parts.callback(give_back, port)
             parts.callback(self.postgres.stop)
             parts.callback(self.prefect.stop)
-            for part in (*self.applications.values(), *self._databases):
+            for part in (*self.applications.values(), *self._databases, *self._models):
                 parts.callback(part.stop)
             if self.worker:
                 parts.callback(self.worker.stop)
@@ -139,13 +143,14 @@ class Production(Part):
     def state(self) -> State:
         """What there is to know of it while it runs."""
         parts = (self.postgres.process, self.prefect.process, self.worker.process if self.worker else None)
-        balancers = [_balancer(application) for application in self.applications.values()]
-        sockets = [Path(a.haproxy.address.socket).parent for a in self.applications.values()]
+        fleets = (*self.applications.values(), *self._models)
+        balancers = [_balancer(part) for part in fleets]
+        sockets = [Path(part.haproxy.address.socket).parent for part in fleets]
         return State(
             addresses={
                 "Prefect UI": self.prefect.ui_url,
                 "Prefect API": self.prefect.api_url,
-                **{f"{name} (balancer)": app.url for name, app in self.applications.items()},
+                **{f"{part.name} (balancer)": part.url for part in fleets},
                 "PostgreSQL": self.postgres.url("postgres"),
                 "journal": str(self.journal),
             },

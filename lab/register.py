@@ -18,7 +18,9 @@ from pydantic import TypeAdapter
 from lab.processes import LabError
 from rules.database import Database
 from rules.environment import Environment
-from rules.fleet import Fleet
+from rules.fleet import Fleet, Instance, ReleaseDirectory
+from rules.ray_cluster import RayCluster
+from rules.serving import ModelServing
 
 _PROJECT = Path(__file__).parents[1]
 _TIMEOUT_S = 180
@@ -66,19 +68,80 @@ def register_deployments(environment: Mapping[str, str]) -> None:
 
 def save_blocks(fleet: Fleet) -> None:
     """Save the blocks that describe `fleet`, under its application's name; saved already is replaced."""
+    if fleet.serving:
+        _save_model(fleet, fleet.serving)
+    elif fleet.ray:
+        _save_ray_cluster(fleet, fleet.ray)
+    else:
+        _save_application(fleet)
+
+
+def _save_balancer(fleet: Fleet) -> str:
+    """Save the block of a fleet's balancer; return its name, or nothing where there is none."""
     # Prefect reads its settings when it is imported: not before somebody asks for it
-    from blocks.application import Application, Member  # noqa: PLC0415
     from blocks.haproxy import HAProxy  # noqa: PLC0415
 
-    balancer = f"{fleet.application}-balancer"
-    if fleet.route:
-        address = fleet.route.balancer
-        HAProxy(socket=address.socket, route_map=address.route_map, server_state=address.server_state).save(
-            balancer, overwrite=True
+    if fleet.route is None:
+        return ""
+    name, address = f"{fleet.application}-balancer", fleet.route.balancer
+    HAProxy(socket=address.socket, route_map=address.route_map, server_state=address.server_state).save(
+        name, overwrite=True
+    )
+    return name
+
+
+def _save_model(fleet: Fleet, serving: ModelServing) -> None:
+    from blocks.sglang import ModelServer, SovereignModel  # noqa: PLC0415 - see _save_balancer
+
+    kept = {"name", "service", "gpus", "backend", "server", "start_timeout_s"}
+    servers = [
+        ModelServer.model_validate(
+            {
+                **instance.model_dump(include=kept),
+                "root": _root(instance),
+                "url": instance.probe.url.removesuffix("/model_info"),
+            }
         )
+        for instance in fleet.instances
+    ]
+    SovereignModel(
+        servers=servers,
+        balancer=_save_balancer(fleet),
+        route=fleet.route.key if fleet.route else "",
+        flags=serving.flags,
+        prompts=list(serving.prompts),
+        limits=serving.limits,
+        admin_key_file=serving.admin_key_file or "",
+        smoke_tests=list(fleet.smoke_tests),
+    ).save(fleet.application, overwrite=True)
+
+
+def _save_ray_cluster(fleet: Fleet, cluster: RayCluster) -> None:
+    from blocks.ray_cluster import RayWorker, SovereignRayCluster  # noqa: PLC0415 - see _save_balancer
+
+    kept = {"name", "service", "start_timeout_s"}
+    nodes = [
+        RayWorker.model_validate({**instance.model_dump(include=kept), "root": _root(instance)})
+        for instance in fleet.instances
+    ]
+    fields = cluster.model_dump(exclude={"name", "token_file"})
+    SovereignRayCluster(nodes=nodes, token_file=cluster.token_file or "", **fields).save(
+        fleet.application, overwrite=True
+    )
+
+
+def _root(instance: Instance) -> str:
+    if not isinstance(instance.layout, ReleaseDirectory):
+        raise LabError(f"{instance.name} has no release directory")
+    return instance.layout.root
+
+
+def _save_application(fleet: Fleet) -> None:
+    from blocks.application import Application, Member  # noqa: PLC0415 - see _save_balancer
+
     Application(
         members=[Member.model_validate(i.model_dump(exclude={"host"})) for i in fleet.instances],
-        balancer=balancer if fleet.route else "",
+        balancer=_save_balancer(fleet),
         route=fleet.route.key if fleet.route else "",
         smoke_tests=list(fleet.smoke_tests),
         smoke_script=fleet.smoke_script,

@@ -32,8 +32,8 @@ def start(root: Path, port: int) -> int:
 
     Returns as soon as the application's process is there: it may take longer until it answers.
     """
-    with _alone(root):
-        if _running(root) is not None:
+    with alone(root):
+        if running(root) is not None:
             return 0
         release = (root / "current").resolve()
         if not (release / "app.py").is_file():
@@ -52,17 +52,17 @@ def start(root: Path, port: int) -> int:
 
 def stop(root: Path, port: int) -> int:
     """Stop the service, by SIGKILL if it does not end in time; returns when its port is free."""
-    with _alone(root):
-        pid = _running(root)
+    with alone(root):
+        pid = running(root)
         if pid is not None:
             os.kill(pid, signal.SIGTERM)
             if not _gone(root, _STOP_TIMEOUT_S):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 _gone(root, _STOP_TIMEOUT_S)
-        _pid_file(root).unlink(missing_ok=True)
+        pid_file(root).unlink(missing_ok=True)
     deadline = time.monotonic() + _STOP_TIMEOUT_S
-    while not _is_free(port):
+    while not is_free(port):
         if time.monotonic() > deadline:
             sys.exit(f"{root}: stopped, but port {port} is in use by another process")
         time.sleep(_POLL_S)
@@ -71,14 +71,14 @@ def stop(root: Path, port: int) -> int:
 
 def status(root: Path) -> int:
     """Return 0 when the service runs and 3 when it is stopped."""
-    return STOPPED if _running(root) is None else 0
+    return STOPPED if running(root) is None else 0
 
 
 def _become_service(root: Path, release: Path, port: int, *, report: int) -> NoReturn:
     try:
         os.setsid()
-        _write_atomically(_pid_file(root), {"pid": os.getpid(), "started_ticks": started_ticks(os.getpid())})
-        _redirect_streams(root)
+        write_atomically(pid_file(root), {"pid": os.getpid(), "started_ticks": started_ticks(os.getpid())})
+        redirect_streams(root)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         os.chdir(release)
@@ -90,7 +90,8 @@ def _become_service(root: Path, release: Path, port: int, *, report: int) -> NoR
     os._exit(1)
 
 
-def _redirect_streams(root: Path) -> None:
+def redirect_streams(root: Path) -> None:
+    """Let this process, and what it becomes, write to the log of `root` and read nothing."""
     log = root / "log" / "service.log"
     log.parent.mkdir(exist_ok=True)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -100,9 +101,10 @@ def _redirect_streams(root: Path) -> None:
     os.dup2(output, 2)
 
 
-def _running(root: Path) -> int | None:
+def running(root: Path) -> int | None:
+    """Return the process id of the service of `root`; None: it does not run, or not any more."""
     try:
-        known = json.loads(_pid_file(root).read_text())
+        known = json.loads(pid_file(root).read_text())
     except FileNotFoundError:
         return None
     return int(known["pid"]) if started_ticks(known["pid"]) == known["started_ticks"] else None
@@ -110,14 +112,15 @@ def _running(root: Path) -> int | None:
 
 def _gone(root: Path, timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
-    while _running(root) is not None:
+    while running(root) is not None:
         if time.monotonic() > deadline:
             return False
         time.sleep(_POLL_S)
     return True
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Return whether nobody listens on a port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -127,18 +130,20 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _pid_file(root: Path) -> Path:
+def pid_file(root: Path) -> Path:
+    """Return where the service of `root` notes its process."""
     return root / "run" / "pid.json"
 
 
-def _write_atomically(path: Path, content: dict[str, int | None]) -> None:
+def write_atomically(path: Path, content: dict[str, int | None]) -> None:
+    """Write JSON, so that a reader finds all of it or what was there before."""
     new = path.with_suffix(".new")
     new.write_text(json.dumps(content))
     new.replace(path)
 
 
 @contextlib.contextmanager
-def _alone(root: Path) -> Iterator[None]:
+def alone(root: Path) -> Iterator[None]:
     """Let one command at a time change the service; a child that is becoming it counts as that command."""
     (root / "run").mkdir(parents=True, exist_ok=True)
     with (root / "run" / "lock").open("w") as lock:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from rules.database import Identifier, QualifiedName
 from rules.frozen import AbsolutePath, Frozen, Name, ReleaseId, Sha256, slug
+from rules.serving import FlagName, FlagValue
 from rules.vector_index import Distance, Hnsw, IndexGate, IvfFlat
 
 
@@ -31,6 +32,20 @@ class NixStorePath(Frozen):
     artefact: Literal["nix_store_path"] = Field(default="nix_store_path", json_schema_extra={"position": 1})
     path: Annotated[str, Field(pattern=r"^/[^\s]*/[0-9a-z]{32}-[^/\s]+$")] = Field(
         description="such as /nix/store/…-web-2.0", json_schema_extra={"position": 0}
+    )
+
+
+class ModelDirectory(Frozen):
+    """A model as a directory on the worker's host: Hugging Face's layout, or one GGUF file."""
+
+    artefact: Literal["model_directory"] = Field(default="model_directory", json_schema_extra={"position": 2})
+    path: AbsolutePath = Field(
+        description="absolute path of the directory on the worker's host", json_schema_extra={"position": 0}
+    )
+    sha256: Sha256 = Field(
+        description="of its files by name: (cd DIR && find . -type f -print0 | LC_ALL=C sort -z | "
+        "xargs -0 sha256sum | sha256sum)",
+        json_schema_extra={"position": 1},
     )
 
 
@@ -215,4 +230,106 @@ class IndexChange(_OfDatabase):
         return self.application
 
 
-Change = ApplicationRelease | SchemaChange | IndexChange
+class ModelRelease(Frozen):
+    """A new release of a model that SGLang serves."""
+
+    component: Literal["sglang_model"] = Field(default="sglang_model", json_schema_extra={"position": 5})
+    model: Name = Field(description="name of the Sovereign Model block", json_schema_extra={"position": 0})
+    release: ReleaseId = Field(
+        description="what the servers must report as their weight version once they serve it",
+        json_schema_extra={"position": 1},
+    )
+    artefact: ModelDirectory = Field(
+        description="where the model comes from", json_schema_extra={"position": 2}
+    )
+    flags: dict[FlagName, FlagValue] = Field(
+        default_factory=dict,
+        description="the server's flags that this release changes, such as context-length",
+        json_schema_extra={"position": 3},
+    )
+    way: Literal["auto", "restart", "hot_swap"] = Field(
+        default="auto",
+        description="hot_swap: into the running server, without an interruption; auto: so where it is safe",
+        json_schema_extra={"position": 4},
+    )
+
+    @property
+    def subject(self) -> str:
+        """What it changes, by name."""
+        return self.model
+
+    @property
+    def watched(self) -> str | None:
+        """The application whose users would notice: its servers are resolved with the model's block."""
+        return None
+
+    @property
+    def pointer(self) -> str:
+        """What a server's link points to."""
+        return self.release
+
+    @property
+    def id(self) -> str:
+        """What makes it the same change in another environment: component, release and content."""
+        return f"{self.component}:{self.release}:{self.artefact.sha256}"
+
+    @property
+    def target(self) -> str:
+        """What is locked while this change is deployed."""
+        return f"model-{self.model}"
+
+
+class RayRelease(Frozen):
+    """A new release of what a Ray cluster's worker nodes run, and which of them run."""
+
+    component: Literal["ray_node"] = Field(default="ray_node", json_schema_extra={"position": 5})
+    cluster: Name = Field(
+        description="name of the Sovereign Ray Cluster block", json_schema_extra={"position": 0}
+    )
+    release: ReleaseId = Field(
+        description="what the nodes must carry as their label `release`", json_schema_extra={"position": 1}
+    )
+    artefact: ReleaseArchive = Field(
+        description="where the release comes from", json_schema_extra={"position": 2}
+    )
+    nodes: tuple[Name, ...] = Field(
+        default=(),
+        description="the nodes that run afterwards: new ones are added, others drained and stopped; empty: "
+        "those that run now",
+        json_schema_extra={"position": 3},
+    )
+    accept_lost: tuple[str, ...] = Field(
+        default=(),
+        description="names of actors and tasks that cannot be repeated elsewhere and may be lost",
+        json_schema_extra={"position": 4},
+    )
+
+    @property
+    def subject(self) -> str:
+        """What it changes, by name."""
+        return self.cluster
+
+    @property
+    def watched(self) -> str | None:
+        """The application whose users would notice: its nodes are resolved with the cluster's block."""
+        return None
+
+    @property
+    def pointer(self) -> str:
+        """What a node's link points to."""
+        return self.release
+
+    @property
+    def id(self) -> str:
+        """What makes it the same change in another environment: component, release and content."""
+        return f"{self.component}:{self.release}:{self.artefact.sha256}"
+
+    @property
+    def target(self) -> str:
+        """What is locked while this change is deployed."""
+        return f"ray-{self.cluster}"
+
+
+#: What brings a fleet's instances to a release, one by one.
+FleetChange = ApplicationRelease | ModelRelease | RayRelease
+Change = FleetChange | SchemaChange | IndexChange

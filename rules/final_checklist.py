@@ -238,7 +238,8 @@ def _monitoring_scheduled(view: JournalView) -> Finding:
         words = (
             f"{scheduled.runs} runs until {scheduled.until:%F %T} UTC, {len(view.monitored)} of them ended."
         )
-        return Finding.judged(words, ok=scheduled.runs > 0)
+        nobody_watched = view.state == "completed" and not view.monitored
+        return Finding.judged(words, ok=scheduled.runs > 0 and not nobody_watched)
     if view.state in _GOOD_ENDS:
         return Finding.failed("no runs are known to Prefect.")
     if view.state in _TAKEN_BACK:

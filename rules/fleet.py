@@ -6,8 +6,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rules.frozen import AbsolutePath, Argv, Frozen, Name, PositiveSeconds
+from rules.errors import InvalidRequestError
+from rules.frozen import AbsolutePath, Argv, Count, Frozen, Name, PositiveSeconds
 from rules.hosts import HostAddress
+from rules.ray_cluster import RayCluster, RayNodeProbe
+from rules.serving import ModelServing
 from rules.traffic import AdminState, ProxyName, Route, Traffic
 
 
@@ -47,6 +50,9 @@ class Probe(Frozen):
 
     url: Annotated[str, Field(pattern=r"^https?://")]
     version_key: str = Field(default="version", description="key of the JSON answer that names the release")
+    ready_url: Annotated[str, Field(pattern=r"^https?://")] | None = Field(
+        default=None, description="must answer 2xx as well; none: the answer itself says that it is ready"
+    )
     timeout_s: PositiveSeconds = 2.0
 
 
@@ -66,7 +72,8 @@ class Instance(Frozen):
     host: HostAddress = HostAddress()
     layout: ReleaseDirectory | NixProfile
     service: SystemdService | CommandService
-    probe: Probe
+    probe: Probe | RayNodeProbe
+    gpus: tuple[Count, ...] = Field(default=(), description="NVML indexes of those it uses; empty: all")
     backend: ProxyName | None = Field(default=None, description="balancer backend it belongs to: its side")
     server: ProxyName | None = Field(default=None, description="its server name in that backend")
     start_timeout_s: PositiveSeconds = 60.0
@@ -82,6 +89,30 @@ class Fleet(Frozen):
     smoke_script: str | None = Field(
         default=None, description="bash, run with set -euo pipefail; INSTANCE_URL and RELEASE are set"
     )
+    serving: ModelServing | None = Field(default=None, description="where its instances serve a model")
+    ray: RayCluster | None = Field(default=None, description="where its instances are nodes of a cluster")
+
+    @property
+    def model_serving(self) -> ModelServing:
+        """What is declared about serving a model.
+
+        Raises:
+            InvalidRequestError: its instances serve none.
+        """
+        if self.serving is None:
+            raise InvalidRequestError(f"the instances of {self.application} serve no model")
+        return self.serving
+
+    @property
+    def ray_cluster(self) -> RayCluster:
+        """The cluster that its instances are nodes of.
+
+        Raises:
+            InvalidRequestError: they are nodes of none.
+        """
+        if self.ray is None:
+            raise InvalidRequestError(f"the instances of {self.application} are nodes of no Ray cluster")
+        return self.ray
 
     @model_validator(mode="after")
     def _names_are_unique_and_servers_known(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
@@ -98,6 +99,8 @@ _NEXT: Mapping[Status, frozenset[EventKind]] = {
     "mitigated": frozenset({"communicated", "updated", "resolved"}),
     "resolved": frozenset({"communicated"}),
 }
+#: What its issue says; that people were told is nothing to read there.
+_IN_ISSUE = frozenset({"updated", "mitigated", "resolved"})
 
 
 class IncidentEvent(Frozen):
@@ -162,6 +165,19 @@ class IncidentState(Frozen):
     def issue_url(self) -> str:
         """Where its issue is; empty while there is none."""
         return next((event.url for event in reversed(self.events) if event.url), "")
+
+    @property
+    def issue_number(self) -> int | None:
+        """The number of its issue, by its address; None: there is no issue, or its address has none."""
+        found = re.search(r"/issues/(\d+)/?$", self.issue_url)
+        return int(found[1]) if found else None
+
+    @property
+    def not_in_issue(self) -> tuple[IncidentEvent, ...]:
+        """What has become of it since its issue was opened or last written in, oldest first."""
+        written = [number for number, event in enumerate(self.events) if event.channel == "issue"]
+        since = self.events[written[-1] + 1 :] if written else ()
+        return tuple(event for event in since if event.event in _IN_ISSUE)
 
     @property
     def people_are_told(self) -> bool:
@@ -241,6 +257,12 @@ def parse_events(text: bytes) -> tuple[IncidentEvent, ...]:
 def event_line(event: IncidentEvent) -> bytes:
     """Return `event` as one line."""
     return _EVENT.dump_json(event) + b"\n"
+
+
+def issue_comment(state: IncidentState) -> str:
+    """Return what an incident's issue does not say yet, as Markdown; empty when there is nothing."""
+    said = [f"**{e.event}** by {e.by}, {e.at:%F %T} UTC: {e.words}" for e in state.not_in_issue]
+    return "\n\n".join([*said, f"**Next.** {state.next_step}"]) if said else ""
 
 
 def status_page(state: IncidentState) -> str:

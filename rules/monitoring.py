@@ -43,7 +43,7 @@ class Look(Frozen):
         requests: answered by the live side since the look before.
         errors: of these.
         comparisons: with the baseline, where they were made at this look.
-        alerts: that began since the promotion.
+        alerts: that began since the rollout did.
         journal_errors: lines of errors that the units concerned wrote since the look before.
         provider_error: why metrics could not be read; empty: they could.
     """

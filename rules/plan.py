@@ -9,12 +9,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rules.change import ApplicationRelease, Change
+from rules.change import Change, FleetChange
 from rules.database import DatabaseState
 from rules.database_plan import DatabaseAction, DropOldIndex, database_applied
 from rules.errors import InvalidRequestError
 from rules.fleet import FleetState
 from rules.frozen import BasisPoints, Count, Frozen, Name, PositiveSeconds, Seconds
+from rules.model_actions import HotSwap, ModelAction
+from rules.ray_actions import RayAction, StopService
 from rules.strategy import BlueGreen, Canary, CanaryLimits, InPlace, Rolling, Watching
 from rules.traffic import ProxyName, Traffic
 from rules.undo import AnyUndoStep
@@ -122,7 +124,7 @@ FleetAction = (
     | WatchSide
     | ObserveBatch
 )
-Action = FleetAction | DatabaseAction
+Action = FleetAction | ModelAction | RayAction | DatabaseAction
 
 
 class Step(Frozen):
@@ -201,18 +203,18 @@ def applied(state: FleetState, action: Action, change: Change) -> FleetState:
             return state.model_copy(update={"servers": {**state.servers, action.instance: "maint"}})
         case RejoinServer():
             return state.model_copy(update={"servers": {**state.servers, action.instance: "ready"}})
-        case RehearseSwitch() | ProbeInstance() | TestInstance() | WatchSide() | ObserveBatch():
-            return state
-        case StageRelease() | SwitchRelease() | RestartService():
-            if not isinstance(change, ApplicationRelease):
+        case StageRelease() | SwitchRelease() | RestartService() | HotSwap() | StopService():
+            if not isinstance(change, FleetChange):
                 raise InvalidRequestError(f"{action.action} is no step of a {change.component}")
             return _instance_applied(state, action, change)
-        case _:  # the database's: see database_applied
+        case _:  # it only looks, or concerns a database: see database_applied
             return state
 
 
 def _instance_applied(
-    state: FleetState, action: StageRelease | SwitchRelease | RestartService, change: ApplicationRelease
+    state: FleetState,
+    action: StageRelease | SwitchRelease | RestartService | HotSwap | StopService,
+    change: FleetChange,
 ) -> FleetState:
     instance = state.instances[action.instance]
     match action:
@@ -221,7 +223,9 @@ def _instance_applied(
             update: dict[str, object] = {"releases": tuple(sorted({*instance.releases, *staged}))}
         case SwitchRelease():
             update = {"release": change.pointer}
-        case RestartService():
+        case RestartService() | HotSwap():
             update = {"running": change.release}
+        case StopService():
+            update = {"running": None}
     instances = {**state.instances, action.instance: instance.model_copy(update=update)}
     return state.model_copy(update={"instances": instances})

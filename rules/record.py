@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from pydantic import Field
+
 from rules.checklist import ChecklistReport
 from rules.database_plan import ApplyMigration
 from rules.entries import (
@@ -53,6 +55,9 @@ class DeploymentRecord(Frozen):
     ended_at: datetime
     promoted_at: datetime | None = None
     rollback_began_at: datetime | None = None
+    windows_watched: int | None = Field(
+        default=None, description="monitoring runs that ended; None: an older record, which does not say"
+    )
     left_to_undo: tuple[str, ...] = ()
 
     @property
@@ -81,6 +86,7 @@ def record_of(journal: JournalView) -> DeploymentRecord:
         ended_at=journal.entries[-1].at,
         promoted_at=journal.moved_at("promoted"),
         rollback_began_at=journal.moved_at("rolling_back"),
+        windows_watched=len(journal.monitored),
         left_to_undo=tuple(intent.undo.describe() for intent in journal.to_undo),
     )
 

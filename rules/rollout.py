@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
-from rules.change import ApplicationRelease, NixStorePath, ReleaseArchive
+from rules.change import ApplicationRelease, FleetChange, NixStorePath, ReleaseArchive
 from rules.errors import InvalidRequestError
 from rules.fleet import Fleet, FleetState, Instance, ReleaseDirectory
 from rules.plan import (
@@ -51,20 +51,35 @@ def plan_rollout(change: ApplicationRelease, strategy: Strategy, fleet: Fleet, b
         InvalidRequestError: this strategy makes no sense for this fleet in this state; says what would.
     """
     _refuse_wrong_artefact(change, fleet)
+    if has_it_already(change, strategy, fleet, before):
+        return Plan(change=change, strategy=strategy, before=before, steps=())
     update = _application_update(change, before)
+    steps = rolled_out(strategy, fleet, before, update, release=change.release)
+    return Plan(change=change, strategy=strategy, before=before, steps=numbered(steps))
+
+
+def rolled_out(
+    strategy: Strategy, fleet: Fleet, before: FleetState, update: Update, *, release: str
+) -> Iterator[Step]:
+    """Yield the steps of a strategy around those that bring one instance to the new `release`.
+
+    Raises:
+        InvalidRequestError: this strategy makes no sense for this fleet in this state; says what would.
+    """
     match strategy:
         case InPlace():
-            steps = _in_place(strategy, fleet, update, change=change, before=before)
+            yield from _in_place(strategy, fleet, before, update=update, release=release)
         case BlueGreen():
-            steps = _blue_green(strategy, fleet, before, update=update)
+            yield from _blue_green(strategy, fleet, before, update=update)
         case Canary():
-            steps = _canary(strategy, fleet, before, update=update)
+            yield from _canary(strategy, fleet, before, update=update)
         case Rolling():
-            steps = _rolling(strategy, fleet, before, update=update)
-    numbered = tuple(step.model_copy(update={"number": n}) for n, step in enumerate(steps))
-    if _has_it_already(change, strategy, fleet, before):
-        numbered = ()
-    return Plan(change=change, strategy=strategy, before=before, steps=numbered)
+            yield from _rolling(strategy, fleet, before, update=update)
+
+
+def numbered(steps: Iterable[Step]) -> tuple[Step, ...]:
+    """Return the steps with their place in the plan as their number, from 0."""
+    return tuple(step.model_copy(update={"number": n}) for n, step in enumerate(steps))
 
 
 def affected(strategy: Strategy, fleet: Fleet, before: FleetState) -> tuple[Instance, ...]:
@@ -75,19 +90,27 @@ def affected(strategy: Strategy, fleet: Fleet, before: FleetState) -> tuple[Inst
     """
     match strategy:
         case InPlace():
-            return (_only_instance(strategy, fleet),)
+            return (only_instance(strategy, fleet),)
         case BlueGreen() | Canary():
             return fleet.side(_sides(fleet, before)[1])
         case Rolling():
-            return fleet.side(before.traffic.live) if before.traffic else fleet.instances
+            return serving(fleet, before)
 
 
 def serving(fleet: Fleet, before: FleetState) -> tuple[Instance, ...]:
-    """Return the instances that users are served by: the live side, or all where there is no balancer."""
+    """Return the instances that users are served by: the live side, or all where there is no balancer.
+
+    Of a Ray cluster those are the nodes that are in it: others may stand ready to be added.
+    """
+    if fleet.ray:
+        return tuple(i for i in fleet.instances if before.instances[i.name].running is not None)
     return fleet.side(before.traffic.live) if before.traffic else fleet.instances
 
 
-def _step(title: str, action: Action, undo: UndoStep | None = None, *, interrupts: str | None = None) -> Step:
+def step_of(
+    title: str, action: Action, undo: UndoStep | None = None, *, interrupts: str | None = None
+) -> Step:
+    """Return a step whose number is still to be given: see `numbered`."""
     return Step(number=0, title=title, action=action, undo=undo, interrupts=interrupts)
 
 
@@ -97,28 +120,39 @@ def _application_update(change: ApplicationRelease, before: FleetState) -> Updat
     def update(instance: Instance) -> Iterator[Step]:
         name, recorded = instance.name, before.instances[instance.name]
         restore = RestoreRelease(instance=name, release=recorded.release, running=recorded.running)
-        stages_files = isinstance(instance.layout, ReleaseDirectory)
-        is_new = stages_files and change.release not in recorded.releases
-        remove = RemoveRelease(instance=name, release=change.release) if is_new else None
-        yield _step(f"{name}: stage {change.release}", StageRelease(instance=name), remove)
-        yield _step(f"{name}: switch to {change.release}", SwitchRelease(instance=name), restore)
-        yield _step(f"{name}: restart", RestartService(instance=name), restore)
-        yield _step(f"{name}: wait until ready", ProbeInstance(instance=name))
-        yield _step(f"{name}: smoke tests", TestInstance(instance=name))
+        yield staged(instance, change, before)
+        yield step_of(f"{name}: switch to {change.release}", SwitchRelease(instance=name), restore)
+        yield step_of(f"{name}: restart", RestartService(instance=name), restore)
+        yield step_of(f"{name}: wait until ready", ProbeInstance(instance=name))
+        yield step_of(f"{name}: smoke tests", TestInstance(instance=name))
 
     return update
 
 
+def staged(instance: Instance, change: FleetChange, before: FleetState) -> Step:
+    """Return the step that puts a release beside the others; its way back removes it if it is new there."""
+    name = instance.name
+    stages_files = isinstance(instance.layout, ReleaseDirectory)
+    is_new = stages_files and change.release not in before.instances[name].releases
+    remove = RemoveRelease(instance=name, release=change.release) if is_new else None
+    return step_of(f"{name}: stage {change.release}", StageRelease(instance=name), remove)
+
+
 def _in_place(
-    strategy: InPlace, fleet: Fleet, update: Update, *, change: ApplicationRelease, before: FleetState
+    strategy: InPlace, fleet: Fleet, before: FleetState, *, update: Update, release: str
 ) -> Iterator[Step]:
-    instance = _only_instance(strategy, fleet)
+    instance = only_instance(strategy, fleet)
     notice = None
-    if instance in serving(fleet, before):
-        notice = f"{instance.name} does not answer while it restarts into {change.release}"
+    if instance in serving(fleet, before) and not _is_drained_first(update(instance)):
+        notice = f"{instance.name} does not answer while it restarts into {release}"
     for step in update(instance):
-        is_restart = isinstance(step.action, RestartService)
+        is_restart = isinstance(step.action, RestartService) and step.interrupts is None
         yield step.model_copy(update={"interrupts": notice}) if is_restart else step
+
+
+def _is_drained_first(steps: Iterable[Step]) -> bool:
+    """Whether the update cuts the traffic itself, and says what users notice of it."""
+    return any(isinstance(step.action, DrainServer) for step in steps)
 
 
 def _blue_green(strategy: BlueGreen, fleet: Fleet, before: FleetState, *, update: Update) -> Iterator[Step]:
@@ -126,11 +160,11 @@ def _blue_green(strategy: BlueGreen, fleet: Fleet, before: FleetState, *, update
     promoted = Traffic(live=idle, candidate=traffic.live)
     yield _rehearse(idle, (traffic, promoted, traffic))
     yield from chain.from_iterable(update(instance) for instance in fleet.side(idle))
-    yield _step(
+    yield step_of(
         f"switch all traffic to {idle}", SetTraffic(traffic=promoted), RestoreTraffic(traffic=traffic)
     )
     watch = WatchSide(side=idle, stable=None, share=_ALL, watch=strategy.watch, bake_s=strategy.bake_s)
-    yield _step(f"watch {idle} with all traffic", watch)
+    yield step_of(f"watch {idle} with all traffic", watch)
 
 
 def _canary(strategy: Canary, fleet: Fleet, before: FleetState, *, update: Update) -> Iterator[Step]:
@@ -145,17 +179,19 @@ def _canary(strategy: Canary, fleet: Fleet, before: FleetState, *, update: Updat
     yield _rehearse(idle, (traffic, splits[0], promoted, traffic))
     yield from chain.from_iterable(update(instance) for instance in fleet.side(idle))
     for percent, split in zip(strategy.steps_percent, splits, strict=True):
-        yield _step(f"send {percent:g} % of traffic to {idle}", SetTraffic(traffic=split), back)
+        yield step_of(f"send {percent:g} % of traffic to {idle}", SetTraffic(traffic=split), back)
         share = split.canary_basis_points
         stable = traffic.live if share < _ALL else None
         bake_s = strategy.bake_s if share == _ALL else 0.0
         watch = WatchSide(side=idle, stable=stable, share=share, watch=strategy.watch, bake_s=bake_s)
-        yield _step(f"watch {idle} at {percent:g} %", watch)
-    yield _step(f"make {idle} the live side", SetTraffic(traffic=promoted), back)
+        yield step_of(f"watch {idle} at {percent:g} %", watch)
+    yield step_of(f"make {idle} the live side", SetTraffic(traffic=promoted), back)
 
 
 def _rehearse(idle: str, splits: tuple[Traffic, ...]) -> Step:
-    return _step(f"rehearse the switch to {idle} and back", RehearseSwitch(splits=splits), RemoveRehearsal())
+    return step_of(
+        f"rehearse the switch to {idle} and back", RehearseSwitch(splits=splits), RemoveRehearsal()
+    )
 
 
 def _rolling(strategy: Rolling, fleet: Fleet, before: FleetState, *, update: Update) -> Iterator[Step]:
@@ -166,25 +202,32 @@ def _rolling(strategy: Rolling, fleet: Fleet, before: FleetState, *, update: Upd
         batch = members[start : start + strategy.batch_size]
         names = tuple(instance.name for instance in batch)
         if fleet.route:
-            yield from (_drain(name, strategy) for name in names)
+            yield from (drained(name, strategy.drain_s) for name in names)
         yield from chain.from_iterable(update(instance) for instance in batch)
         if fleet.route:
-            yield from (_rejoin(name, strategy) for name in names)
+            yield from (rejoined(name, strategy.drain_s) for name in names)
         observe = ObserveBatch(instances=names, observe_s=strategy.observe_s, limits=limits)
-        yield _step(f"observe {', '.join(names)}", observe)
+        yield step_of(f"observe {', '.join(names)}", observe)
 
 
-def _drain(name: str, strategy: Rolling) -> Step:
-    back = RestoreServer(instance=name, admin="ready", drain_s=strategy.drain_s)
-    return _step(f"{name}: drain", DrainServer(instance=name, drain_s=strategy.drain_s), back)
+def drained(name: str, drain_s: float) -> Step:
+    """Return the step that takes an instance out of the balancer."""
+    back = RestoreServer(instance=name, admin="ready", drain_s=drain_s)
+    return step_of(f"{name}: drain", DrainServer(instance=name, drain_s=drain_s), back)
 
 
-def _rejoin(name: str, strategy: Rolling) -> Step:
-    back = RestoreServer(instance=name, admin="maint", drain_s=strategy.drain_s)
-    return _step(f"{name}: rejoin", RejoinServer(instance=name), back)
+def rejoined(name: str, drain_s: float) -> Step:
+    """Return the step that gives an instance traffic again."""
+    back = RestoreServer(instance=name, admin="maint", drain_s=drain_s)
+    return step_of(f"{name}: rejoin", RejoinServer(instance=name), back)
 
 
-def _only_instance(strategy: InPlace, fleet: Fleet) -> Instance:
+def only_instance(strategy: InPlace, fleet: Fleet) -> Instance:
+    """Return the instance that an update in place is about.
+
+    Raises:
+        InvalidRequestError: it names none of several, or one that is not there.
+    """
     if strategy.instance:
         if strategy.instance not in fleet.names:
             raise InvalidRequestError(
@@ -256,8 +299,8 @@ def _refuse_wrong_artefact(change: ApplicationRelease, fleet: Fleet) -> None:
             raise InvalidRequestError(f"{instance.name} is a Nix profile: give a store path, not an archive")
 
 
-def _has_it_already(change: ApplicationRelease, strategy: Strategy, fleet: Fleet, before: FleetState) -> bool:
-    """Whether users are served by the release already, so that there is nothing to do."""
-    wanted = (_only_instance(strategy, fleet),) if isinstance(strategy, InPlace) else serving(fleet, before)
+def has_it_already(change: FleetChange, strategy: Strategy, fleet: Fleet, before: FleetState) -> bool:
+    """Return whether users are served by the release already, so that there is nothing to do."""
+    wanted = (only_instance(strategy, fleet),) if isinstance(strategy, InPlace) else serving(fleet, before)
     states = [before.instances[instance.name] for instance in wanted]
     return all(state.release == change.pointer and state.running == change.release for state in states)

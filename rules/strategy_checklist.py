@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from rules.evalue import log_below, requests_to_show_below
 from rules.finding import Finding
 from rules.fleet import Fleet, FleetState, Instance
+from rules.model_actions import HotSwap, TestInference
 from rules.plan import (
     DrainServer,
     ObserveBatch,
@@ -15,16 +16,18 @@ from rules.plan import (
     RejoinServer,
     RestartService,
     SetTraffic,
+    StageRelease,
     Step,
     SwitchRelease,
     TestInstance,
     WatchSide,
 )
+from rules.ray_actions import DrainNode, StopService, VerifyNode
 from rules.rollout import serving
 from rules.strategy import BlueGreen, Canary, CanaryLimits, InPlace, Rolling, Watching
 from rules.strategy_items import STRATEGY_ITEMS
 from rules.traffic import Counts, Traffic
-from rules.undo import RemoveRehearsal, RestoreRelease, RestoreServer, RestoreTraffic
+from rules.undo import InstanceUndo, RemoveRehearsal, RestoreServer, RestoreTraffic
 from rules.verdict import CanaryEvidence
 
 __all__ = ["STRATEGY_ITEMS", "strategy_findings"]
@@ -34,6 +37,8 @@ _LARGEST_FIRST_STEP = 2_500
 _LARGEST_FAILURE_RATIO = 0.10
 #: With this many requests expected in the time that counts as silence, silence is chance once in 150 times.
 _EXPECTED_BEFORE_SILENCE = 5.0
+#: What changes what an instance has or runs.
+_CHANGES = SwitchRelease | RestartService | HotSwap | DrainNode | StopService
 _NOTHING_TO_DO = Finding.not_applicable("nothing to do: the release is in place already.")
 
 
@@ -152,11 +157,14 @@ def _own_probes(fleet: Fleet, before: FleetState) -> Finding:
 def _smoke_tests(plan: Plan, fleet: Fleet, idle: tuple[Instance, ...]) -> Finding:
     if not plan.steps:
         return _NOTHING_TO_DO
-    tested = {step.action.instance for step in plan.steps if isinstance(step.action, TestInstance)}
+    tests = TestInstance | TestInference
+    tested = {step.action.instance for step in plan.steps if isinstance(step.action, tests)}
     missed = sorted({instance.name for instance in idle} - tested)
     script = " and a script" if fleet.smoke_script else ""
-    words = f"{len(fleet.smoke_tests)} requests{script} declared; not tested: {', '.join(missed) or 'none'}."
-    return Finding.judged(words, ok=bool(fleet.smoke_tests or fleet.smoke_script) and not missed)
+    prompts = fleet.serving.prompts if fleet.serving else ()
+    asked = f"{len(prompts)} prompts" if fleet.serving else f"{len(fleet.smoke_tests)} requests"
+    words = f"{asked}{script} declared; not tested: {', '.join(missed) or 'none'}."
+    return Finding.judged(words, ok=bool(fleet.smoke_tests or fleet.smoke_script or prompts) and not missed)
 
 
 def _all_serve(members: tuple[Instance, ...], before: FleetState) -> Finding:
@@ -282,19 +290,27 @@ def _steps_of(plan: Plan, name: str) -> list[Step]:
 
 
 def _drained_and_rejoined(plan: Plan, strategy: Rolling, fleet: Fleet) -> Finding:
-    if fleet.route is None:
+    if fleet.route is None and fleet.ray is None:
         return Finding.failed("no balancer declared: whoever is on an instance notices its restart.")
     if not plan.steps:
         return _NOTHING_TO_DO
-    bare = [name for name in sorted(plan.touched) if not _is_drained(_steps_of(plan, name))]
+    served = {instance.name for instance in serving(fleet, plan.before)}
+    bare = [name for name in sorted(plan.touched & served) if not _is_drained(_steps_of(plan, name))]
     not_so = ", ".join(bare) or "none"
     words = f"each drained for up to {strategy.drain_s:g} s, updated, rejoined; not so: {not_so}."
     return Finding.judged(words, ok=not bare)
 
 
 def _is_drained(steps: Iterable[Step]) -> bool:
-    actions = [step.action for step in steps]
-    return isinstance(actions[0], DrainServer) and isinstance(actions[-1], RejoinServer)
+    """Whether nothing but staging happens to an instance while it has work, and it gets work afterwards.
+
+    A Ray node that has joined takes work by itself.
+    """
+    actions = [step.action for step in steps if not isinstance(step.action, StageRelease)]
+    if not actions:
+        return False
+    is_last = isinstance(actions[-1], RejoinServer | VerifyNode | StopService)
+    return isinstance(actions[0], DrainServer | DrainNode) and is_last
 
 
 def _observed(plan: Plan) -> Finding:
@@ -302,7 +318,8 @@ def _observed(plan: Plan) -> Finding:
         return _NOTHING_TO_DO
     watches = [step.action for step in plan.steps if isinstance(step.action, ObserveBatch)]
     seen = {name for watch in watches if watch.observe_s > 0 for name in watch.instances}
-    missed = sorted(plan.touched - seen)
+    left = {name for name in plan.touched if plan.after.instances[name].running is not None}
+    missed = sorted(left - seen)
     times = ", ".join(sorted({f"{watch.observe_s:g} s" for watch in watches})) or "not at all"
     words = f"{len(watches)} batches, observed for {times}; not observed: {', '.join(missed) or 'none'}."
     return Finding.judged(words, ok=not missed)
@@ -321,11 +338,16 @@ def _batches_go_back(plan: Plan, fleet: Fleet) -> Finding:
 def _goes_back(plan: Plan, fleet: Fleet, name: str) -> bool:
     """Whether every change of an instance names its recorded, running release and its balancer state."""
     recorded = plan.before.instances[name]
-    home = RestoreRelease(instance=name, release=recorded.release, running=recorded.running)
     steps = _steps_of(plan, name)
-    changes = [s.undo for s in steps if isinstance(s.action, SwitchRelease | RestartService)]
+    changes = [s.undo for s in steps if isinstance(s.action, _CHANGES)]
+    home = all(
+        isinstance(undo, InstanceUndo)
+        and (undo.release, undo.running) == (recorded.release, recorded.running)
+        for undo in changes
+    )
     drains = [s.undo for s in steps if isinstance(s.action, DrainServer)]
-    is_recorded = recorded.release is not None and recorded.running is not None
+    # a node that is added has nothing to go back to but not being there
+    is_recorded = (recorded.release is not None and recorded.running is not None) or fleet.ray is not None
     has_drain = all(isinstance(undo, RestoreServer) and undo.admin == "ready" for undo in drains)
     is_drained = bool(drains) or fleet.route is None
-    return is_recorded and bool(changes) and set(changes) == {home} and has_drain and is_drained
+    return is_recorded and bool(changes) and home and has_drain and is_drained

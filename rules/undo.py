@@ -12,7 +12,7 @@ from pydantic import Field
 
 from rules.database_undo import DatabaseUndo, RemoveIndex, RestoreIndexNames, RestoreSnapshot, RevertMigration
 from rules.fleet import FleetState
-from rules.frozen import Frozen, Name, ReleaseId
+from rules.frozen import Frozen, Name, PositiveSeconds, ReleaseId
 from rules.traffic import AdminState, Traffic
 
 
@@ -64,6 +64,44 @@ class RestoreRelease(Frozen):
         return f"{self.instance}: {link}, {self.running or 'nothing'} running"
 
 
+class RestoreModel(Frozen):
+    """Point a model server to its recorded release and have exactly that loaded; None: nothing runs.
+
+    A server that was swapped hot is swapped back hot, as long as it lives: nobody waits for a start.
+    """
+
+    undo: Literal["restore_model"] = "restore_model"
+    instance: Name
+    release: str | None
+    running: str | None
+    hot: bool = Field(default=False, description="it was swapped hot: first try to swap it back so")
+
+    def describe(self) -> str:
+        """Return this step in words."""
+        link = f"link to {self.release}" if self.release else "no link"
+        return f"{self.instance}: {link}, model {self.running or 'none'} loaded"
+
+
+class RestoreNode(Frozen):
+    """Have the recorded release pointed to and a node of it in the cluster that takes work; None: no node.
+
+    A node that may have been drained takes no work any more, and Ray does not say so: one that still has
+    the recorded id is drained and started again.
+    """
+
+    undo: Literal["restore_node"] = "restore_node"
+    instance: Name
+    release: str | None
+    running: str | None
+    node_id: str | None = Field(description="the node's id before; None: there was none")
+    drain_s: PositiveSeconds = Field(default=300.0, description="running tasks are waited for this long")
+
+    def describe(self) -> str:
+        """Return this step in words."""
+        link = f"link to {self.release}" if self.release else "no link"
+        return f"{self.instance}: {link}, {f'node of {self.running}' if self.running else 'no node'}"
+
+
 class RemoveRelease(Frozen):
     """Remove a release that this deployment staged; refused while the instance points to it."""
 
@@ -76,7 +114,9 @@ class RemoveRelease(Frozen):
         return f"{self.instance}: remove staged {self.release}"
 
 
-FleetUndo = RestoreTraffic | RemoveRehearsal | RestoreServer | RestoreRelease | RemoveRelease
+#: The undo steps that bring one instance back to what it had and ran.
+InstanceUndo = RestoreRelease | RestoreModel | RestoreNode
+FleetUndo = RestoreTraffic | RemoveRehearsal | RestoreServer | InstanceUndo | RemoveRelease
 UndoStep = FleetUndo | DatabaseUndo
 #: The same, parsed by its `undo` field.
 AnyUndoStep = Annotated[UndoStep, Field(discriminator="undo")]
@@ -94,7 +134,7 @@ def undone(state: FleetState, step: UndoStep) -> FleetState:
             return state
         case RestoreServer():
             return state.model_copy(update={"servers": {**state.servers, step.instance: step.admin}})
-        case RestoreRelease():
+        case RestoreRelease() | RestoreModel() | RestoreNode():
             change: dict[str, object] = {"release": step.release, "running": step.running}
         case RemoveRelease():
             kept = tuple(r for r in state.instances[step.instance].releases if r != step.release)

@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from rules.entries import DeploymentState
 from rules.errors import ApiUnavailableError, DeployError
 from rules.final_checklist import judge_final
-from rules.incident import IncidentState
+from rules.incident import IncidentState, issue_comment
 from rules.journal import JournalView
 from rules.message import Event, message_of
 from rules.record import checklist_page
 from tasks.exposition import expose
-from tasks.forgejo import open_issue
+from tasks.forgejo import close_issue, comment, open_issue
 from tasks.grafana import annotate
 from tasks.history import export_record
 from tasks.incident import open_incident
@@ -139,6 +139,32 @@ def incident_teller(view: JournalView, services: Services) -> Callable[[Incident
             raise NobodyToldError(f"Nobody was told of {state.deployment}: {delivery.describe()}")
 
     return told
+
+
+class OtherForgeError(DeployError):
+    """An incident's issue is not in the repository that its environment names; nothing was written."""
+
+
+def issue_writer(services: Services) -> Callable[[IncidentState], None] | None:
+    """Return what comments on an incident's issue, and closes it when it is resolved; None: no forge.
+
+    It raises when the forge does not take that, and where the issue is not in the repository it writes to.
+    """
+    forgejo = services.forgejo
+    if forgejo is None:
+        return None
+
+    def write(state: IncidentState) -> None:
+        number = state.issue_number
+        # an environment may name another repository by now: its issue of that number is about something else
+        page = f"/{forgejo.owner}/{forgejo.repository}/issues/{number}"
+        if number is None or not state.issue_url.rstrip("/").lower().endswith(page.lower()):
+            raise OtherForgeError(f"{state.issue_url} is not {page} of {forgejo.url}. Write there by hand.")
+        comment(forgejo, number, issue_comment(state))
+        if state.status == "resolved":
+            close_issue(forgejo, number)
+
+    return write
 
 
 def _attempt(what: str, work: Callable[[], object]) -> None:

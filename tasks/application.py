@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import httpx
 
-from rules.change import ApplicationRelease, NixStorePath, ReleaseArchive
+from rules.change import ApplicationRelease, NixStorePath, RayRelease, ReleaseArchive
 from rules.errors import StepFailedError, UndoFailedError
 from rules.fleet import (
     CommandService,
@@ -21,15 +21,19 @@ from rules.fleet import (
     Instance,
     InstanceState,
     NixProfile,
+    Probe,
     ReleaseDirectory,
     SystemdService,
 )
+from rules.ray_cluster import RayNodeProbe
 from rules.undo import RemoveRelease, RestoreRelease
 from tasks import host as hosts
+from tasks import ray_cluster
 from tasks.server_service import is_running, systemctl
 from tasks.settings import Settings
 
 _CHECKSUM_FILE = ".sha256"
+_LABELS_FILE = "labels.yaml"
 _POLL_S = 0.1
 _TRIES = 3
 
@@ -90,11 +94,21 @@ def staged_releases(instance: Instance) -> tuple[str, ...]:
 
 def running_release(instance: Instance) -> str | None:
     """Return the release that answers the instance's probe; None when nothing healthy answers."""
+    match instance.probe:
+        case Probe():
+            return _answering_release(instance.probe)
+        case RayNodeProbe():
+            return ray_cluster.running_release(instance.probe)
+
+
+def _answering_release(probe: Probe) -> str | None:
     try:
-        answer = _http().get(instance.probe.url, timeout=instance.probe.timeout_s)
+        if probe.ready_url and not _http().get(probe.ready_url, timeout=probe.timeout_s).is_success:
+            return None
+        answer = _http().get(probe.url, timeout=probe.timeout_s)
         if answer.status_code != httpx.codes.OK:
             return None
-        version = answer.json().get(instance.probe.version_key)
+        version = answer.json().get(probe.version_key)
     except (httpx.HTTPError, ValueError, AttributeError):
         return None
     return str(version) if version is not None else None
@@ -122,9 +136,11 @@ def service_runs(instance: Instance) -> bool:
 
 
 def stage_release(
-    instance: Instance, change: ApplicationRelease, *, deployment: str, settings: Settings
+    instance: Instance, change: ApplicationRelease | RayRelease, *, deployment: str, settings: Settings
 ) -> None:
     """Put the release beside the others on the instance's host; the running one is not touched.
+
+    A node's release gets a `labels.yaml`, which the node is started with: its name, and the release.
 
     Raises:
         StepFailedError: the checksum is wrong, the disk too full, or another release has this id.
@@ -148,13 +164,19 @@ def _slow(settings: Settings) -> float:
 
 
 def _stage_archive(
-    instance: Instance, change: ApplicationRelease, *, root: str, deployment: str, settings: Settings
+    instance: Instance,
+    change: ApplicationRelease | RayRelease,
+    *,
+    root: str,
+    deployment: str,
+    settings: Settings,
 ) -> None:
     archive = change.artefact
     assert isinstance(archive, ReleaseArchive)  # noqa: S101 - narrowed by the caller
     host, final = instance.host, f"{root}/releases/{change.release}"
     if hosts.exists(host, final):
         _refuse_other_content(instance, final, archive=archive)
+        _label(instance, change, final)
         return
     partial = f"{root}/releases/.staging-{deployment}"
     hosts.run(host, ("rm", "-rf", "--", partial))
@@ -170,10 +192,22 @@ def _stage_archive(
     tree = f"{partial}/tree"
     unpack = ("tar", "--extract", "--no-same-owner", "--file", f"{partial}/archive", "--directory", tree)
     hosts.run(host, unpack, timeout_s=_slow(settings))
+    _label(instance, change, tree)
     hosts.write_file(host, f"{tree}/{_CHECKSUM_FILE}", f"{received}\n".encode())
     hosts.run(host, ("sync", "--file-system", tree), timeout_s=_slow(settings))
     hosts.run(host, ("mv", "-T", "--", tree, final))
     hosts.run(host, ("rm", "-rf", "--", partial))
+
+
+def _label(instance: Instance, change: ApplicationRelease | RayRelease, tree: str) -> None:
+    """Have the labels of a node's release in its directory; other releases have none."""
+    if not isinstance(change, RayRelease):
+        return
+    path = f"{tree}/{_LABELS_FILE}"
+    # quoted: a release such as 1.0 would be a number, which Ray refuses
+    labels = f'host: "{instance.name}"\nrelease: "{change.release}"\n'
+    if hosts.run(instance.host, ("cat", "--", path), check=False).stdout != labels:
+        hosts.write_file(instance.host, path, labels.encode())
 
 
 def _refuse_other_content(instance: Instance, final: str, *, archive: ReleaseArchive) -> None:
@@ -297,11 +331,7 @@ def restore_release(instance: Instance, step: RestoreRelease, *, settings: Setti
         UndoFailedError: the recorded release does not come up.
         CommandError: a command on the host failed.
     """
-    if current_release(instance) != step.release:
-        if step.release is None:
-            _remove_pointer(instance)
-        else:
-            switch_release(instance, step.release)
+    restore_pointer(instance, step.release)
     if step.running is None:
         stop_service(instance, settings=settings)
         return
@@ -311,6 +341,16 @@ def restore_release(instance: Instance, step: RestoreRelease, *, settings: Setti
         wait_until_ready(instance, step.running, timeout_s=instance.start_timeout_s)
     except NotReadyError as error:
         raise UndoFailedError(f"{instance.name} does not come back on {step.release}: {error}") from error
+
+
+def restore_pointer(instance: Instance, pointer: str | None) -> None:
+    """Have an instance point to a release, or to none; does nothing where that is so already."""
+    if current_release(instance) == pointer:
+        return
+    if pointer is None:
+        _remove_pointer(instance)
+    else:
+        switch_release(instance, pointer)
 
 
 def _remove_pointer(instance: Instance) -> None:

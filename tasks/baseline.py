@@ -52,6 +52,7 @@ def measure_baseline(
     metrics: Sequence[MetricQuery] = (),
     database: Database | None = None,
     clock: Callable[[], datetime] = _now,
+    still_wanted: Callable[[], None] = lambda: None,
 ) -> Baseline:
     """Return how the live side, its hosts and the users' own metrics are over the next `window_s` seconds.
 
@@ -66,6 +67,7 @@ def measure_baseline(
         metrics: the users' own; one that has the name of a metric of ours takes its place.
         database: whose host is looked at too.
         clock: what time it is when the window ends.
+        still_wanted: called about each second while the window lasts; may raise to give up.
     """
     began_s = time.monotonic()
     provider = _Provider(prometheus, window_s)
@@ -73,7 +75,9 @@ def measure_baseline(
     hosts = _HostWindow(fleet, database)
     provider.find_series(with_traffic=fleet.route is None)
     probes = () if provider.has_latency else traffic.probes
-    probed = probe_until(probes, began_s + window_s, pause_s=pause_between(window_s))
+    probed = probe_until(
+        probes, began_s + window_s, pause_s=pause_between(window_s), still_wanted=still_wanted
+    )
     found = {
         **_latency(provider, probed),  # its mean is the answer only where nobody else has one
         **_by_name(traffic.readings() or provider.application(_TRAFFIC) or ()),
@@ -192,9 +196,9 @@ class _TrafficWindow:
 
     @property
     def probes(self) -> tuple[Probe, ...]:
-        """The live side's probes; all, where nobody says which side that is."""
+        """The live side's probes; all, where nobody says which side that is. Ray's nodes serve nobody."""
         instances = self._fleet.side(self._live) if self._live else self._fleet.instances
-        return tuple(instance.probe for instance in instances)
+        return tuple(i.probe for i in instances if isinstance(i.probe, Probe))
 
     def readings(self) -> tuple[Reading, ...]:
         """Return what users had since; nothing without a balancer."""

@@ -9,7 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import assert_never
 
-from rules.change import ApplicationRelease, IndexChange, ReleaseArchive, SchemaChange
+from rules.change import (
+    ApplicationRelease,
+    IndexChange,
+    ModelRelease,
+    RayRelease,
+    ReleaseArchive,
+    SchemaChange,
+)
 from rules.checklist import ChecklistReport, Item, judge, unknown_items
 from rules.database_checklist import database_findings, rehearsed_finding
 from rules.entries import Opened
@@ -114,8 +121,12 @@ def run_checklist(
 
 def _system_findings(plan: Plan, fleet: Fleet) -> Mapping[str, Finding]:
     match plan.change:
-        case ApplicationRelease():
+        case ApplicationRelease() | RayRelease():
             return {**fleet_findings(plan.change, fleet, plan.before), **_release_finding(plan.change)}
+        case ModelRelease():
+            # it was read, compared with its checksum and validated for the plan
+            present = Finding.passed(f"{plan.change.artefact.path} is valid and what was asked for.")
+            return {**fleet_findings(plan.change, fleet, plan.before), "release-present": present}
         case SchemaChange() | IndexChange():
             return database_findings(plan, fleet)
         case unknown:
@@ -127,7 +138,7 @@ def _rehearsal_finding(plan: Plan) -> Mapping[str, Finding]:
     return {"migrations-prepared": rehearsed_finding(plan)} if isinstance(plan.change, SchemaChange) else {}
 
 
-def _release_finding(change: ApplicationRelease) -> Mapping[str, Finding]:
+def _release_finding(change: ApplicationRelease | RayRelease) -> Mapping[str, Finding]:
     if not isinstance(change.artefact, ReleaseArchive):
         where = "A Nix store path is proven when it is staged: its name is its content."
         return {"release-present": Finding.not_applicable(where)}

@@ -54,6 +54,8 @@ class OpenDeployment:
         self.fleet = opened.fleet
         self.evidence = CanaryEvidence()
         self.api = api
+        #: Instance -> when its service was stopped, by this process's clock, until it answers again.
+        self.stopped_at: dict[str, float] = {}
         #: By this process's clock; None: nobody has paused it.
         self.paused_since: float | None = None
         #: Called between steps and at each tick of a watch; raises when the rollout must not go on.

@@ -42,11 +42,14 @@ def running_releases(fleets: Iterable[Fleet]) -> dict[str, tuple[str, ...]]:
 def serving_now(fleet: Fleet) -> tuple[Instance, ...]:
     """Return the instances that get users' requests now: ready ones of each side that carries traffic.
 
-    Without a balancer that is all of them.
+    Without a balancer that is all of them; of a Ray cluster none, for which of them are to run is its plan's
+    to say.
 
     Raises:
         BalancerError: the balancer cannot be asked.
     """
+    if fleet.ray:
+        return ()
     if fleet.route is None:
         return fleet.instances
     carrying = haproxy.read_traffic(fleet.route).carrying

@@ -42,6 +42,8 @@ _PIECES = "events"
 
 #: Opens an issue of that title and body (Markdown) and returns its URL.
 OpenIssue = Callable[[str, str], str]
+#: Writes what has become of an incident in its issue, and closes that once it is resolved.
+WriteIssue = Callable[[IncidentState], None]
 #: Tells people of an incident.
 Tell = Callable[[IncidentState], None]
 
@@ -94,7 +96,7 @@ def open_incident(
     return state
 
 
-def update_incident(
+def update_incident(  # noqa: PLR0913 - each is named
     deployment: str,
     *,
     status: Literal["updated", "mitigated", "resolved"],
@@ -104,8 +106,12 @@ def update_incident(
     settings: Settings,
     api: PrefectApi | None,
     tell: Tell | None = None,
+    write_issue: WriteIssue | None = None,
 ) -> IncidentState:
     """Note what a person has done about an incident; resolved, its post-mortem is drafted.
+
+    Its issue says so too, if it has one; what that does not take now is written there by the next call, such
+    as one that resolves it again.
 
     Args:
         deployment: whose incident.
@@ -116,6 +122,7 @@ def update_incident(
         settings: say where the journal is.
         api: where it is shown and, when it was opened on another host, read; None: nowhere.
         tell: sends a message; it may raise.
+        write_issue: writes in its issue; it may raise.
 
     Raises:
         IncidentError: there is no such incident, or it is resolved already; nothing was noted.
@@ -137,6 +144,7 @@ def update_incident(
         except IllegalEventError as error:
             raise IncidentError(f"{error}. Nothing was noted.") from error
         state = then if then is state else _told(file, then, tell, now=now)
+        state = _written(file, state, write_issue, now=now)
         view = _view(deployment, api, settings)
         _show(file, state, api=api, flow_run_id=view.opened.flow_run_id if view else None)
         if view and state.status == "resolved":
@@ -182,6 +190,21 @@ def _with_issue(
         log.exception("no issue was opened for the incident of %s", state.deployment)
         return state
     return file.add(state, _communicated(now, "issue", f"An issue was opened: {url}", url=url))
+
+
+def _written(
+    file: IncidentFile, state: IncidentState, write_issue: WriteIssue | None, *, now: datetime
+) -> IncidentState:
+    """Have its issue say what has become of it; what fails is left to the next call."""
+    if write_issue is None or state.issue_number is None or not state.not_in_issue:
+        return state
+    try:
+        write_issue(state)
+    except Exception:  # as when it was opened
+        log.exception("the issue %s does not say that it is %s", state.issue_url, state.status)
+        return state
+    closed = " and is closed" if state.status == "resolved" else ""
+    return file.add(state, _communicated(now, "issue", f"Its issue says so{closed}."))
 
 
 def _told(file: IncidentFile, state: IncidentState, tell: Tell | None, *, now: datetime) -> IncidentState:

@@ -86,8 +86,13 @@ class MetricsWatch:
             self.look()
         self.heed()
         standing = self._provider.standing
-        goes_on = standing.state == "decide" and standing.action == "go_on"
-        return "" if standing.state == "fine" or goes_on else standing.in_words
+        return "" if standing.state == "fine" or self.has_given_up else standing.in_words
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether the provider is away, patience is over, and the policy is to go on without it."""
+        standing = self._provider.standing
+        return standing.state == "decide" and standing.action == "go_on"
 
     def heed(self) -> None:
         """Tell people once that the provider is away, and do as the policy says when patience is over.

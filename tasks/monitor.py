@@ -12,6 +12,7 @@ from rules.alerts import Alert
 from rules.baseline import Comparison
 from rules.environment import Monitoring
 from rules.errors import BalancerError, CommandError
+from rules.fleet import Instance
 from rules.frozen import Count, Frozen
 from rules.journal import JournalView
 from rules.journal_errors import units_by_host
@@ -162,15 +163,24 @@ def _probes(view: JournalView) -> dict[str, bool]:
     except (BalancerError, CommandError) as error:
         log.warning("who serves users is not known: %s", error)
         return found
+    serving = (*serving, *_promised_nodes(view))
     return {**found, **{instance.name: running_release(instance) is not None for instance in serving}}
 
 
+def _promised_nodes(view: JournalView) -> tuple[Instance, ...]:
+    """Return the nodes of a Ray cluster that are to run since this deployment."""
+    if view.opened.fleet.ray is None or view.plan is None:
+        return ()
+    after = view.plan.after.instances
+    return tuple(i for i in view.opened.fleet.instances if after[i.name].running is not None)
+
+
 def _alerts(view: JournalView, services: Services) -> tuple[Alert, ...]:
-    promoted_at = view.moved_at("promoted")
-    if services.alertmanager is None or promoted_at is None:
+    """Return the alerts since the rollout began: one from its last seconds is nobody else's to act upon."""
+    if services.alertmanager is None or not view.intents:
         return ()
     try:
-        return alerts_since(services.alertmanager, promoted_at)
+        return alerts_since(services.alertmanager, view.intents[0].at)
     except ProviderError as error:
         log.warning("Alertmanager does not answer: %s", error)
         return ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from rules.change import ApplicationRelease, IndexChange, SchemaChange
+from rules.change import ApplicationRelease, IndexChange, ModelRelease, RayRelease, SchemaChange
 from rules.database import Database, DatabaseState
 from rules.database_plan import AttachIndexes, BuildIndex
 from rules.entries import Opened
@@ -25,7 +25,7 @@ def differences_from_before(view: JournalView, plan: Plan) -> tuple[str, ...]:
         DeployError: it cannot be read.
     """
     match plan.change:
-        case ApplicationRelease():
+        case ApplicationRelease() | ModelRelease() | RayRelease():
             fleet = observe_fleet(view.opened.fleet)
             return fleet.differences(plan.before.with_health_of(fleet, except_for=view.touched))
         case SchemaChange() | IndexChange():
@@ -49,7 +49,7 @@ def differences_from_promised(opened: Opened, plan: Plan, *, touched: set[str]) 
         DeployError: it cannot be read.
     """
     match plan.change:
-        case ApplicationRelease():
+        case ApplicationRelease() | ModelRelease() | RayRelease():
             now = observe_fleet(opened.fleet)
             return now.differences(plan.after.with_health_of(now, except_for=touched))
         case SchemaChange() | IndexChange():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from rules.change import ApplicationRelease, Change, IndexChange, SchemaChange
+from rules.change import ApplicationRelease, Change, IndexChange, ModelRelease, RayRelease, SchemaChange
 from rules.continued import AGAIN
 from rules.database import Database, DatabaseState
 from rules.database_plan import VerifyDatabase
@@ -12,7 +12,9 @@ from rules.entries import Opened
 from rules.errors import InvalidRequestError, WorldMovedError
 from rules.fleet import FleetState
 from rules.index_plan import plan_index, without_leftovers
+from rules.model_plan import plan_model
 from rules.plan import Plan, Step
+from rules.ray_plan import plan_ray
 from rules.rehearsal_page import rehearsal_page
 from rules.rollout import plan_rollout
 from rules.schema_plan import plan_schema, refuse_dangers
@@ -23,7 +25,9 @@ from tasks.fleet import observe_fleet
 from tasks.history import records
 from tasks.migration_lint import lint
 from tasks.migrations import read_migrations
+from tasks.model_survey import survey_model
 from tasks.prefect_api import PrefectApi
+from tasks.ray_survey import survey_ray
 from tasks.rehearsal import rehearse
 from tasks.settings import Settings
 from tasks.sql_statements import destroys_data
@@ -45,6 +49,12 @@ def plan_now(change: Change, strategy: Strategy, opened: Opened, settings: Setti
     match change:
         case ApplicationRelease():
             return plan_rollout(change, strategy, opened.fleet, before)
+        case ModelRelease():
+            situation = survey_model(change, strategy, opened.fleet, before)
+            return plan_model(change, strategy, opened.fleet, before, situation=situation)
+        case RayRelease():
+            cluster = survey_ray(change, opened.fleet, before)
+            return plan_ray(change, strategy, opened.fleet, before, situation=cluster)
         case SchemaChange():
             _refuse_strategy(change, strategy)
             return _plan_schema(change, opened.changed_database, opened, before, settings=settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import httpx
 
@@ -14,6 +14,7 @@ from rules.frozen import Count, Frozen
 
 _PROBES = 40
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
+_ASK_EVERY_S = 1.0
 
 
 class Probed(Frozen):
@@ -23,7 +24,13 @@ class Probed(Frozen):
     failed: Count = 0
 
 
-def probe_until(probes: Sequence[Probe], deadline_s: float, *, pause_s: float) -> Probed:
+def probe_until(
+    probes: Sequence[Probe],
+    deadline_s: float,
+    *,
+    pause_s: float,
+    still_wanted: Callable[[], None] = lambda: None,
+) -> Probed:
     """Ask the probes in turn until `deadline_s`, and return how long they took; any status is an answer.
 
     One that takes as long as its timeout counts with that; one that the deadline cuts off does not count.
@@ -32,7 +39,9 @@ def probe_until(probes: Sequence[Probe], deadline_s: float, *, pause_s: float) -
         probes: whom to ask; without any, this only waits.
         deadline_s: on `time.monotonic`'s clock; this returns then and not later.
         pause_s: from one question to the next, when the answer is not slower.
+        still_wanted: called about each second; may raise to give up.
     """
+    waiting = _Waiting(still_wanted)
     took_s: list[float] = []
     failed = 0
     for probe in itertools.cycle(probes):
@@ -47,8 +56,8 @@ def probe_until(probes: Sequence[Probe], deadline_s: float, *, pause_s: float) -
                 took_s.append(timeout_s)
         except httpx.HTTPError:
             failed += 1
-        _sleep_until(min(began_s + pause_s, deadline_s))
-    _sleep_until(deadline_s)
+        waiting.until(min(began_s + pause_s, deadline_s))
+    waiting.until(deadline_s)
     return Probed(took_s=tuple(took_s), failed=failed)
 
 
@@ -63,8 +72,23 @@ def _time_of(url: str, timeout_s: float) -> float:
     return time.monotonic() - began_s
 
 
-def _sleep_until(moment_s: float) -> None:
-    time.sleep(max(0.0, moment_s - time.monotonic()))
+class _Waiting:
+    """Waits, and asks about each second whether that is still wanted."""
+
+    def __init__(self, still_wanted: Callable[[], None]) -> None:
+        self._still_wanted = still_wanted
+        self._ask_at_s = time.monotonic() + _ASK_EVERY_S
+
+    def until(self, moment_s: float) -> None:
+        """Return at that moment of `time.monotonic`, or raise what `still_wanted` does."""
+        while True:
+            now_s = time.monotonic()
+            if now_s >= self._ask_at_s:
+                self._ask_at_s = now_s + _ASK_EVERY_S
+                self._still_wanted()
+            if now_s >= moment_s:
+                return
+            time.sleep(max(0.0, min(moment_s, self._ask_at_s) - time.monotonic()))
 
 
 @functools.cache

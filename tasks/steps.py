@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from typing import assert_never
 
-from rules.change import ApplicationRelease
+from rules.change import ApplicationRelease, FleetChange, ModelRelease, RayRelease
 from rules.database_plan import DatabaseAction
+from rules.entries import Noted
 from rules.errors import InvalidRequestError, StepFailedError, VerdictFailedError, WorldMovedError
 from rules.fleet import Fleet, FleetState, Instance
+from rules.model_actions import ModelAction
 from rules.plan import (
     DrainServer,
     FleetAction,
@@ -24,6 +27,7 @@ from rules.plan import (
     TestInstance,
     WatchSide,
 )
+from rules.ray_actions import RayAction
 from rules.traffic import Route, Traffic
 from rules.verdict import Outcome, Verdict
 from tasks import application, haproxy, watch
@@ -31,6 +35,8 @@ from tasks.as_task import as_task
 from tasks.database_steps import change_database
 from tasks.deployment import OpenDeployment
 from tasks.fleet import admin_state, place
+from tasks.model_steps import change_model, stage_model
+from tasks.ray_steps import change_nodes, restart_node
 
 #: A batch of a rolling update goes on unless it is shown to be bad: its probes passed, traffic may be low.
 _ALL_BUT_FAIL = frozenset(Outcome) - {Outcome.FAIL}
@@ -93,7 +99,11 @@ def perform(deployment: OpenDeployment, plan: Plan, step: Step, *, expected: Fle
 def _effect(deployment: OpenDeployment, plan: Plan, step: Step) -> None:
     if isinstance(step.action, DatabaseAction):
         change_database(deployment, plan, step.action)
-    elif isinstance(plan.change, ApplicationRelease):
+    elif isinstance(step.action, ModelAction) and isinstance(plan.change, ModelRelease):
+        change_model(deployment, plan.change, step.action)
+    elif isinstance(step.action, RayAction) and isinstance(plan.change, RayRelease):
+        change_nodes(deployment, plan.change, step.action)
+    elif isinstance(step.action, FleetAction) and isinstance(plan.change, FleetChange):
         _change_fleet(deployment, plan.change, step.action, title=step.title)
     else:
         raise InvalidRequestError(
@@ -102,16 +112,16 @@ def _effect(deployment: OpenDeployment, plan: Plan, step: Step) -> None:
 
 
 def _change_fleet(
-    deployment: OpenDeployment, change: ApplicationRelease, action: FleetAction, *, title: str
+    deployment: OpenDeployment, change: FleetChange, action: FleetAction, *, title: str
 ) -> None:
     fleet, settings = deployment.fleet, deployment.settings
     match action:
         case StageRelease(instance=name):
-            stage_release(fleet.instance(name), change, deployment=deployment.name, settings=settings)
+            _stage(deployment, change, fleet.instance(name))
         case SwitchRelease(instance=name):
             switch_release(fleet.instance(name), change.pointer)
         case RestartService(instance=name):
-            restart_service(fleet.instance(name), settings=settings)
+            _restart(deployment, change, fleet.instance(name))
         case ProbeInstance(instance=name):
             _wait_until_ready(deployment, fleet.instance(name), change.release)
         case TestInstance(instance=name):
@@ -134,6 +144,23 @@ def _change_fleet(
             assert_never(unknown)
 
 
+def _stage(deployment: OpenDeployment, change: FleetChange, instance: Instance) -> None:
+    match change:
+        case ModelRelease():
+            stage_model(deployment, change, instance)
+        case ApplicationRelease() | RayRelease():
+            stage_release(instance, change, deployment=deployment.name, settings=deployment.settings)
+
+
+def _restart(deployment: OpenDeployment, change: FleetChange, instance: Instance) -> None:
+    deployment.stopped_at[instance.name] = time.monotonic()
+    match change:
+        case RayRelease():
+            restart_node(deployment, instance)
+        case ApplicationRelease() | ModelRelease():
+            restart_service(instance, settings=deployment.settings)
+
+
 def _judge(
     deployment: OpenDeployment, title: str, verdict: Verdict | None, *, goes_on: frozenset[Outcome]
 ) -> None:
@@ -149,6 +176,10 @@ def _wait_until_ready(deployment: OpenDeployment, instance: Instance, release: s
     wait_until_ready(
         instance, release, timeout_s=instance.start_timeout_s, still_wanted=deployment.prove_ours
     )
+    stopped_at = deployment.stopped_at.pop(instance.name, None)
+    if stopped_at is not None:
+        words = f"{instance.name} did not answer for {time.monotonic() - stopped_at:.1f} s"
+        deployment.record(Noted(about="restart", words=words))
 
 
 def _route(fleet: Fleet) -> Route:

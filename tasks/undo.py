@@ -11,6 +11,8 @@ from rules.undo import (
     FleetUndo,
     RemoveRehearsal,
     RemoveRelease,
+    RestoreModel,
+    RestoreNode,
     RestoreRelease,
     RestoreServer,
     RestoreTraffic,
@@ -18,6 +20,8 @@ from rules.undo import (
 from tasks import haproxy
 from tasks.application import remove_release, restore_release, running_release
 from tasks.fleet import place
+from tasks.model_server import restore_model
+from tasks.ray_node import restore_node
 from tasks.settings import Settings
 
 
@@ -46,6 +50,10 @@ def take_back(step: FleetUndo, fleet: Fleet, *, deployment: str, settings: Setti
             _restore_server(step, fleet, settings=settings)
         case RestoreRelease():
             restore_release(fleet.instance(step.instance), step, settings=settings)
+        case RestoreModel():
+            restore_model(fleet.instance(step.instance), fleet.serving, step, settings=settings)
+        case RestoreNode():
+            restore_node(fleet, fleet.instance(step.instance), step, settings=settings)
         case RemoveRelease():
             remove_release(fleet.instance(step.instance), step, deployment=deployment)
         case unknown:

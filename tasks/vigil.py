@@ -19,6 +19,7 @@ from rules.errors import AlarmError, BalancerError, CommandError
 from rules.journal_errors import units_by_host
 from rules.plan import Plan
 from rules.provider import ProviderError
+from rules.strategy import InPlace
 from tasks.alertmanager import alerts_since
 from tasks.application import running_release
 from tasks.deployment import OpenDeployment
@@ -44,9 +45,10 @@ class Vigil:
         self.metrics = MetricsWatch(deployment, services, before=before)
         self._failed_probes: Counter[str] = Counter()
         self._known_alerts: set[tuple[str, ...]] = set()
+        self._unanswered: set[str] = set()
         self._notes: deque[Noted] = deque()
         self._alarm = ""
-        self._stop = threading.Event()
+        self._stop, self._looking = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="vigil", daemon=True)
         self._followers: tuple[JournalFollower, ...] = ()
         self._logged = 0
@@ -78,22 +80,28 @@ class Vigil:
         if self._alarm:
             raise AlarmError(self._alarm)
 
-    def _watch(self) -> None:
+    def look(self) -> None:
+        """Look at everything once, now. Any thread may; what is seen counts once it is heeded."""
         looks = (self.metrics.look, self._look_at_health, self._look_at_alerts, self._look_at_logs)
-        while not self._stop.wait(self._policy.probe_every_s):
+        with self._looking:
             for look in looks:
                 try:
                     look()
                 except Exception:
                     log.exception("a look beside the rollout failed")
 
+    def _watch(self) -> None:
+        while not self._stop.wait(self._policy.probe_every_s):
+            self.look()
+
     def _look_at_health(self) -> None:
         """Probe what users are served by; what the rollout has touched may fail it, the rest is told."""
         try:
             serving = serving_now(self._deployment.fleet)
         except (BalancerError, CommandError) as error:
-            self._note("health", f"who serves users is not known: {error}")
+            self._note_unanswered("health", f"who serves users is not known: {error}")
             return
+        self._unanswered.discard("health")
         for instance in serving:
             if running_release(instance) is not None:
                 self._failed_probes[instance.name] = 0
@@ -106,8 +114,10 @@ class Vigil:
         words = f"{name} has not answered {failed} looks in a row"
         if failed in (1, tolerated + 1):
             self._note("health", words)
-        # one that was touched may be in the middle of its own restart: its plan waits for it and judges it
-        if failed > tolerated and name in self._plan.touched and self._deployment.fleet.route:
+        # one that was touched may be in the middle of its own restart: its plan waits for it and judges it;
+        # behind a balancer only in place, as the other strategies restart none that serves users
+        restarts = self._deployment.fleet.route is None or isinstance(self._plan.strategy, InPlace)
+        if failed > tolerated and name in self._plan.touched and not restarts:
             self._alarm = f"{words} ({tolerated} are tolerated)."
 
     def _look_at_alerts(self) -> None:
@@ -116,8 +126,9 @@ class Vigil:
         try:
             alerts = alerts_since(self._services.alertmanager, self._began)
         except ProviderError as error:
-            self._note("alerts", f"Alertmanager does not answer: {error}")
+            self._note_unanswered("alerts", f"Alertmanager does not answer: {error}")
             return
+        self._unanswered.discard("alerts")
         for alert in alerts:
             key = (alert.name, *(f"{name}={value}" for name, value in sorted(alert.labels.items())))
             if key in self._known_alerts:
@@ -133,6 +144,12 @@ class Vigil:
             self._note("log_error", f"{error.unit}: {error.message}")
         self._logged = len(errors)
 
+    def _note_unanswered(self, about: str, words: str) -> None:
+        """Note once that nobody answers, not at each look; anew after an answer."""
+        if about not in self._unanswered:
+            self._unanswered.add(about)
+            self._note(about, words)
+
     def _note(self, about: str, words: str) -> None:
         self._notes.append(Noted(about=about, words=words, by="vigil"))
 
@@ -140,12 +157,12 @@ class Vigil:
 @contextmanager
 def keeping_vigil(
     deployment: OpenDeployment, plan: Plan, services: Services, *, before: Baseline
-) -> Iterator[None]:
+) -> Iterator[Vigil]:
     """Watch beside the rollout while this block runs; its findings are heeded at each step and tick."""
     vigil = Vigil(deployment, plan, services, before=before)
     deployment.heed, deployment.held_by = vigil.heed, vigil.metrics.held_by
     try:
         with vigil.kept():
-            yield
+            yield vigil
     finally:
         deployment.heed, deployment.held_by = (lambda: None), (lambda: "")

@@ -53,3 +53,18 @@ def need_systemd() -> None:
     need("sshd", package="openssh-server")
     if words := forbidden():
         pytest.skip(words)
+
+
+def need_ray() -> None:
+    """Skip the calling test where Ray cannot be had, and say why; under continuous integration it must be."""
+    from lab.processes import LabError  # noqa: PLC0415 - most tests need no Ray
+    from lab.ray_install import ray_program, why_not  # noqa: PLC0415
+
+    if words := why_not():
+        pytest.skip(words)
+    try:
+        ray_program()
+    except LabError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))

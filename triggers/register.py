@@ -28,7 +28,9 @@ from blocks.host import Host
 from blocks.notifications import Notifications
 from blocks.postgres import PostgresBaseBackup
 from blocks.prometheus import Prometheus
+from blocks.ray_cluster import SovereignRayCluster
 from blocks.restic import ResticRepository
+from blocks.sglang import SovereignModel
 from blocks.zfs import ZfsSnapshots
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,8 @@ BLOCKS = (
     Prometheus,
     ResticRepository,
     SovereignDatabase,
+    SovereignModel,
+    SovereignRayCluster,
     ZfsSnapshots,
 )
 SILENT_RUNS = "sovereign: recover silent runs"

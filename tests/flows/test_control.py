@@ -36,6 +36,16 @@ def wait_for_note(site: Site, about: str, process: Process) -> None:
     wait_until(lambda: bool(notes(site.view(), about)), timeout_s=PATIENCE_S, what=about, process=process)
 
 
+def wait_for_gate(site: Site, process: Process) -> None:
+    """Wait until a deployment has passed its checklist: what comes next is the baseline."""
+    wait_until(
+        lambda: bool(site.views()) and site.view().gate is not None,
+        timeout_s=PATIENCE_S,
+        what="the gate",
+        process=process,
+    )
+
+
 def wait_for_question(site: Site, process: Process) -> str:
     """Wait until a deployment waits for a person; return its flow run."""
     wait_until(
@@ -104,6 +114,38 @@ def test_a_deployment_that_is_left_paused_is_taken_back(site: Site) -> None:
     assert site.view().state == "rolled_back"
     assert "Paused by Ada for longer than 2 s: lunch" in site.view().cause
     assert site.application.observed() == site.before
+
+
+def test_a_long_measurement_is_aborted_within_seconds(site: Site) -> None:
+    Environment(baseline_s=40.0).save("measures-long", overwrite=True)
+    process = site.deploying(site.change(), ENDLESS, HEARS, where="measures-long")
+    wait_for_gate(site, process)
+    control(site.view().opened.deployment, "abort", "Ada", "second thoughts")
+    took_s = site.ended(process)
+
+    assert took_s < 20, "it measures for 40 s"
+    assert site.view().state == "aborted"
+    assert "Aborted by Ada: second thoughts" in site.view().reason
+    assert site.application.observed() == site.before
+    assert site.owner() is None
+
+
+def test_a_pause_is_heard_while_it_measures_and_nothing_begins_after_that(site: Site) -> None:
+    Environment(baseline_s=12.0).save("measures", overwrite=True)
+    process = site.deploying(site.change(), ENDLESS, HEARS, where="measures")
+    wait_for_gate(site, process)
+    control(site.view().opened.deployment, "pause", "Ada", "a look")
+    wait_for_note(site, "paused", process)
+    assert site.view().baseline("before") is None, "it was heard in mid-measurement"
+    wait_until(
+        lambda: site.view().baseline("before") is not None,
+        timeout_s=PATIENCE_S,
+        what="the baseline",
+        process=process,
+    )
+    time.sleep(2)
+    assert not site.view().intents
+    process.kill()
 
 
 def test_nothing_happens_until_a_person_approves(site: Site) -> None:

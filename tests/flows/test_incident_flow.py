@@ -9,8 +9,11 @@ import pytest
 from prefect.exceptions import ParameterTypeError
 
 from flows.incident import update_incident
+from lab.forgejo import LabForgejo
 from lab.prefect_server import PrefectServer
+from rules.environment import Environment
 from rules.journal import JournalView
+from tasks.aftermath import after_end
 from tasks.incident import IncidentError, open_incident
 from tasks.journal import JournalFile
 from tasks.prefect_api import PrefectApi
@@ -49,6 +52,27 @@ def test_an_incident_is_taken_to_its_end_and_its_post_mortem_is_there(failed: Jo
     assert "**resolved** by ada: resolved: disk freed" in shown(f"post-mortem-{deployment}")
     with pytest.raises(IncidentError, match="is resolved and cannot be updated"):
         update_incident(deployment, status="updated", words="one more thing", by="ada")
+
+
+def test_the_issue_of_an_incident_is_closed_by_the_flow_that_resolves_it(
+    prefect_api: PrefectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOVEREIGN_JOURNAL_DIR", str(tmp_path / "journal"))
+    settings = Settings()
+    opened = opening(environment=Environment(name="with-forge", forgejo="incident-forge"))
+    journal = JournalFile(settings.journal_dir, opened.deployment)
+    journal.directory.mkdir(parents=True)
+    for entry in (opened, *ended((), "rolled_back").entries[1:]):
+        journal.append(entry)
+    with LabForgejo() as forge:
+        forge.block().save("incident-forge", overwrite=True)
+        with PrefectApi(settings) as api:
+            after_end(journal.read(), api=api, settings=settings)
+        (issue,) = forge.issues
+        update_incident(opened.deployment, status="resolved", words="disk freed", by="ada")
+    assert issue.state == "closed"
+    assert "**resolved** by ada" in issue.comments[0]
+    assert "Its issue says so and is closed." in shown(f"incident-{opened.deployment}")
 
 
 def test_an_unknown_deployment_is_refused(failed: JournalView) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from blocks.environment import Environment
@@ -14,6 +16,7 @@ from flows.deploy import deploy
 from flows.monitor import TakenBackByMonitoringError, monitor
 from lab.prefect_server import Worker
 from lab.processes import wait_until
+from lab.prometheus import LabAlertmanager
 from lab.releases import GOOD, Behaviour
 from rules.entries import Monitored, Noted, line
 from rules.environment import Monitoring
@@ -27,8 +30,11 @@ from tasks.monitoring import cancel_monitoring, schedule_monitoring
 from tasks.prefect_api import PrefectApi
 from tasks.recover import recover_all
 from tests.flows.site import EASY, Site
+from tests.requirements import need
 
 QUICK = BlueGreen(watch=Watching(tick_s=0.2, deadline_s=20, limits=EASY))
+#: What else runs on the machine moves these.
+HOST = ("cpu_ratio ", "memory_ratio ", "disk_ratio ", "network_bytes_per_s ")
 #: 24 hours in seconds: the same number of windows would only take longer.
 SHORT = Monitoring(every_s=3, for_s=6, probe_every_s=1, min_requests=20)
 
@@ -100,13 +106,17 @@ def test_scheduling_again_makes_no_second_runs(watched: Site) -> None:
 
 
 def test_what_is_good_to_the_end_is_completed_by_its_last_run(watched: Site) -> None:
+    # longer than most: on a busy machine the answers of an instant tell little of how long they take
+    Environment(monitoring=SHORT, baseline_s=2.0).save("watched", overwrite=True)
     view = promoted(watched)
     name = view.opened.deployment
     for number in range(2):
         monitor(name, number)
     after = watched.view()
     assert after.state == "completed"
-    assert [entry.action for entry in after.monitored] == ["fine", "fine"]
+    warned = [reason for one in after.monitored for reason in one.reasons if one.action != "fine"]
+    # a busy machine is worth a warning; of the release itself nothing is
+    assert all(reason.startswith(HOST) for reason in warned), warned
     first, second = after.monitored
     assert second.since <= first.at  # no gap
     assert first.requests + second.requests > 200
@@ -139,6 +149,33 @@ def test_a_release_that_turns_bad_is_taken_back_at_once(watched: Site) -> None:
     assert watched.owner() is None
     assert waiting(watched, view.opened.deployment) == []
     assert "P2" in watched.artifact(f"incident-{view.opened.deployment}")
+
+
+@pytest.mark.parametrize("began", ["before the rollout", "in its last seconds", "after the promotion"])
+def test_a_critical_alert_since_the_rollout_takes_it_back(watched: Site, tmp_path: Path, began: str) -> None:
+    need("prometheus-alertmanager", package="prometheus-alertmanager")
+    with LabAlertmanager(tmp_path / "alertmanager") as alertmanager:
+        alertmanager.block.save("watched", overwrite=True)
+        Environment(alertmanager="watched", monitoring=SHORT).save("watched", overwrite=True)
+        view = promoted(watched)
+        promoted_at = view.moved_at("promoted")
+        assert promoted_at
+        moments = {
+            "before the rollout": view.intents[0].at - timedelta(seconds=5),
+            "in its last seconds": promoted_at - timedelta(milliseconds=1),  # nobody looks that late
+            "after the promotion": promoted_at + timedelta(milliseconds=1),
+        }
+        labels = {"alertname": "HighErrorRate", "severity": "critical"}
+        alert = {"labels": labels, "startsAt": moments[began].isoformat()}
+        httpx.post(f"{alertmanager.url}/api/v2/alerts", json=[alert], timeout=5).raise_for_status()
+        if began == "before the rollout":
+            monitor(view.opened.deployment, 0)
+            assert watched.view().state == "promoted"
+            return
+        with pytest.raises(TakenBackByMonitoringError, match="HighErrorRate"):
+            monitor(view.opened.deployment, 0)
+    assert watched.view().state == "rolled_back"
+    assert watched.application.observed() == watched.before
 
 
 def test_instances_that_die_are_noticed_without_any_request(watched: Site) -> None:

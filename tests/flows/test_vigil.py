@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 from blocks.environment import Environment
 from lab.processes import wait_until
 from lab.prometheus import LabAlertmanager
+from lab.releases import Behaviour
 from rules.entries import Noted
 from rules.environment import Monitoring
+from rules.strategy import InPlace
 from tests.flows.site import ENDLESS, Site
 from tests.requirements import need
 
@@ -63,6 +66,20 @@ def test_a_warning_is_told_and_stops_nothing(site: Site, alertmanager: LabAlertm
     process.kill()
 
 
+def test_an_alertmanager_that_is_away_is_told_once_and_stops_nothing(
+    site: Site, alertmanager: LabAlertmanager
+) -> None:
+    process = site.deploying(site.change(), ENDLESS, where="vigil")
+    site.wait_until_halfway("2.0.0", process)
+    alertmanager.kill()
+    wait_until(lambda: bool(notes(site, "alerts")), timeout_s=30, what="the note", process=process)
+    time.sleep(4 * LOOKS.probe_every_s)
+    (note,) = notes(site, "alerts")
+    assert "Alertmanager does not answer" in note
+    assert site.view().state == "running"
+    process.kill()
+
+
 def test_an_updated_instance_that_stops_answering_takes_the_rollout_back(site: Site) -> None:
     Environment(monitoring=LOOKS).save("probed", overwrite=True)
     strategy = ENDLESS.model_copy(
@@ -79,6 +96,17 @@ def test_an_updated_instance_that_stops_answering_takes_the_rollout_back(site: S
 
     assert site.view().state == "rolled_back"
     assert site.application.observed() == site.before
+
+
+def test_an_instance_that_starts_slowly_in_place_is_waited_for_by_its_plan(site: Site) -> None:
+    Environment(monitoring=LOOKS).save("probed", overwrite=True)
+    process = site.deploying(
+        site.change(behaviour=Behaviour(ready_after_s=4)), InPlace(instance="blue-1"), where="probed"
+    )
+    site.ended(process)
+
+    assert notes(site, "health")
+    assert site.view().state == "promoted", site.view().cause
 
 
 def test_an_instance_that_the_rollout_never_touched_is_only_told_of(site: Site) -> None:

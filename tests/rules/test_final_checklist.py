@@ -24,6 +24,7 @@ from rules.entries import (
     Intent,
     Locked,
     Measured,
+    Monitored,
     MonitoringScheduled,
     Moved,
     Noted,
@@ -203,6 +204,7 @@ FAILING: list[tuple[Strategy, str, Callable[[Journal], Journal]]] = [
     (Canary(), "compared", with_instead(compared(0.2))),
     (Canary(), "monitoring-scheduled", without(MonitoringScheduled)),
     (Canary(), "monitoring-scheduled", with_instead(MonitoringScheduled(runs=0, until=BEGAN))),
+    (Canary(), "monitoring-scheduled", lambda journal: [*journal, moved("completed", 90_000)]),
     (Canary(), "rolled-back", lambda journal: taken_back(journal, "rollback_failed")),
 ]
 
@@ -237,6 +239,12 @@ def test_the_rows_are_those_of_before_during_and_after_in_this_order():
     assert phases == sorted(phases, key=["before", "during", "after"].index)
     assert set(phases) == {"before", "during", "after"}
     assert list(final_findings(view(went_well(Canary())))) == [item.id for item in FINAL_ITEMS]
+
+
+def test_what_was_completed_after_its_runs_passes():
+    seen = Monitored(number=0, since=BEGAN, action="fine", reasons=("all well",))
+    journal = [*went_well(Canary()), seen, moved("completed", 90_000)]
+    assert result(journal, "monitoring-scheduled") is Result.PASSED
 
 
 def test_what_was_taken_back_and_verified_says_so_and_is_no_promotion():

@@ -91,6 +91,8 @@ def test_of_two_records_of_one_deployment_the_one_that_goes_further_counts():
             },
             False,
         ),
+        ({"windows_watched": 96}, True),
+        ({"windows_watched": 0}, False),  # completed by the clock: no worker ran what was scheduled
         ({"state": "rolled_back", "ended_at": NOW}, False),
         ({"state": "running", "promoted_at": None}, False),
         ({"stage": "development"}, False),
@@ -101,6 +103,11 @@ def test_only_the_same_change_that_stayed_good_in_staging_counts(fields, counts)
     one = record(**fields)
     found = completed_in_staging([one], CHANGE, now=NOW, bake_s=2 * 3600)
     assert found == (one if counts else None)
+
+
+def test_where_no_time_is_asked_for_nobody_need_have_watched():
+    one = record(windows_watched=0)
+    assert completed_in_staging([one], CHANGE, now=NOW, bake_s=0) == one
 
 
 def test_no_change_matches_an_unknown_one():

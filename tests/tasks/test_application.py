@@ -10,15 +10,18 @@ import sys
 import tarfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from lab.application import FIRST_RELEASE, LabApplication
 from lab.releases import Behaviour
-from rules.change import ApplicationRelease, NixStorePath, ReleaseArchive
+from rules.change import ApplicationRelease, NixStorePath, RayRelease, ReleaseArchive
 from rules.errors import CommandError, RevokedError, StepFailedError
-from rules.fleet import CommandService, Fleet, Instance, InstanceState, SmokeTest
+from rules.fleet import CommandService, Fleet, Instance, InstanceState, Probe, SmokeTest
 from rules.undo import RemoveRelease
 from tasks.application import (
     NotReadyError,
@@ -29,12 +32,14 @@ from tasks.application import (
     running_release,
     service_runs,
     smoke_test,
+    stage_release,
     staged_releases,
     stop_service,
     switch_release,
     wait_until_ready,
 )
 from tasks.settings import Settings
+from tests.tasks.ray_head import fake_head, node
 from tests.tasks.updating import (
     DEPLOYMENT,
     INSTANCE,
@@ -113,6 +118,34 @@ def test_a_store_path_does_not_fit_a_release_directory(local):
     change = ApplicationRelease(application="web", release=NEXT_RELEASE, artefact=path)
     with pytest.raises(StepFailedError, match="nix_store_path does not fit"):
         stage(local, change)
+
+
+def node_release(web: LabApplication) -> RayRelease:
+    return RayRelease(cluster="ray", release=NEXT_RELEASE, artefact=web.change(NEXT_RELEASE).artefact)
+
+
+def test_a_nodes_release_is_staged_with_the_labels_that_it_starts_with(web, instance):
+    change = node_release(web)
+    stage_release(instance, change, deployment=DEPLOYMENT, settings=SETTINGS)
+    staged = releases(web) / NEXT_RELEASE
+    assert sorted(p.name for p in staged.iterdir()) == [".sha256", "app.py", "behaviour.json", "labels.yaml"]
+    # strings, also where a release looks like a number, or Ray refuses to start
+    assert (staged / "labels.yaml").read_text() == f'host: "{INSTANCE}"\nrelease: "{NEXT_RELEASE}"\n'
+    inode = (staged / "labels.yaml").stat().st_ino
+    stage_release(instance, change, deployment=DEPLOYMENT, settings=SETTINGS)
+    assert (staged / "labels.yaml").stat().st_ino == inode
+    assert files(web) == [FIRST_RELEASE, NEXT_RELEASE]
+
+
+def test_labels_that_somebody_removed_or_changed_come_back(web, local):
+    change = node_release(web)
+    stage_release(local, change, deployment=DEPLOYMENT, settings=SETTINGS)
+    labels = releases(web) / NEXT_RELEASE / "labels.yaml"
+    right = labels.read_text()
+    for spoil in (labels.unlink, lambda: labels.write_text("host: another\n")):
+        spoil()
+        stage_release(local, change, deployment=DEPLOYMENT, settings=SETTINGS)
+        assert labels.read_text() == right
 
 
 STAGING = """
@@ -254,6 +287,55 @@ def test_waiting_ends_when_the_deployment_may_not_go_on(web, local):
     update(web, local, Behaviour(ready_after_s=30))
     with pytest.raises(RevokedError):
         wait_until_ready(local, NEXT_RELEASE, timeout_s=30, still_wanted=revoked)
+
+
+@contextmanager
+def answering(answers: dict[str, tuple[int, str]]) -> Iterator[str]:
+    """Answer what is wanted at each path; return the address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, text = answers[self.path]
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_what_says_its_version_before_it_is_ready_runs_nothing_yet(local):
+    answers = {"/model_info": (200, '{"weight_version": "2.0.0"}'), "/ready": (503, "")}
+    with answering(answers) as url:
+        probe = Probe(url=f"{url}/model_info", version_key="weight_version", ready_url=f"{url}/ready")
+        asked = local.model_copy(update={"probe": probe})
+        assert running_release(asked) is None
+        answers["/ready"] = (200, "")
+        assert running_release(asked) == "2.0.0"
+        answers["/model_info"] = (503, '{"weight_version": "2.0.0"}')
+        assert running_release(asked) is None
+    assert running_release(asked) is None
+
+
+def test_a_node_is_asked_for_where_its_cluster_lists_it(local):
+    with fake_head() as head:
+        head.rows["nodes"] = [node("n1", "node-1", "r1")]
+        asked = local.model_copy(update={"probe": head.probe("node-1")})
+        assert running_release(asked) == "r1"
+        assert wait_until_ready(asked, "r1", timeout_s=5) < 5
+        with pytest.raises(NotReadyError, match=r"release r1 answers at http://.*/api/gcs_healthz"):
+            wait_until_ready(asked, "r2", timeout_s=0)
+        head.rows["nodes"] = []
+        assert running_release(asked) is None
 
 
 def with_tests(web: LabApplication, *tests: SmokeTest, script: str = "") -> Fleet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import threading
 import time
@@ -20,6 +21,7 @@ from lab.ports import free_port, give_back
 from lab.prometheus import LabMonitoring, LabPrometheus
 from lab.releases import Behaviour
 from rules.baseline import METRICS, Baseline, MetricQuery, compare
+from rules.errors import AbortedError
 from rules.fleet import Fleet, Probe
 from rules.traffic import Traffic
 from tasks import haproxy
@@ -172,6 +174,23 @@ def test_it_takes_its_window_and_no_longer(faulty):
         began_s = time.monotonic()
         measure_baseline(faulty.fleet, window_s=window_s)
         assert window_s <= time.monotonic() - began_s < window_s + 1.0
+
+
+@pytest.mark.parametrize("probed", [True, False], ids=["probing", "only waiting"])
+def test_a_window_ends_within_seconds_when_nobody_wants_it_any_more(faulty, probed):
+    fleet = faulty.fleet if probed else faulty.fleet.model_copy(update={"instances": ()})
+    asked: list[float] = []
+
+    def still_wanted() -> None:
+        asked.append(time.monotonic())
+        if len(asked) == 3:
+            raise AbortedError("second thoughts")
+
+    began_s = time.monotonic()
+    with pytest.raises(AbortedError, match="second thoughts"):
+        measure_baseline(fleet, window_s=60, still_wanted=still_wanted)
+    assert time.monotonic() - began_s < 10
+    assert all(later - earlier >= 1.0 for earlier, later in itertools.pairwise(asked)), "once a second"
 
 
 def test_instances_that_hang_do_not_make_it_longer(nobody):

@@ -16,7 +16,7 @@ from lab.prometheus import ALERT_RULES, LabPrometheus
 from lab.webhook import LabWebhook
 from rules.change import ApplicationRelease, ReleaseArchive
 from rules.checklist import Attestation, ChecklistReport, Waiver
-from rules.entries import Moved, Planned
+from rules.entries import Monitored, Moved, Planned
 from rules.environment import Environment, GateLimits, Stage
 from rules.errors import InvalidRequestError
 from rules.finding import Finding, Result
@@ -192,14 +192,19 @@ def test_a_dry_run_tells_nobody(pair, quick):
     assert webhook.requests == 0
 
 
-def staged(pair: LabApplication, plan: Plan, settings: Settings, *, stage: Stage, state: str) -> None:
+def staged(
+    pair: LabApplication, plan: Plan, settings: Settings, *, stage: Stage, state: str, watched: bool = True
+) -> None:
     """Leave the journal of an earlier deployment of the plan's content on the disk."""
     opened = opening(pair.fleet, environment=Environment(name=str(stage), stage=stage))
     journal = JournalFile(settings.journal_dir, opened.deployment)
     with journal.begun(opened):
         journal.append(Planned(plan=plan))
-        for name in ("promoted", state):
-            journal.append(Moved(state=name, reason="all well", by="flow", at=opened.at))
+        journal.append(Moved(state="promoted", reason="all well", by="flow", at=opened.at))
+        if watched:
+            seen = Monitored(at=opened.at, number=0, since=opened.at, action="fine", reasons=("all well",))
+            journal.append(seen)
+        journal.append(Moved(state=state, reason="all well", by="flow", at=opened.at))
 
 
 def test_production_wants_a_completed_staging_record_of_the_same_content(pair, quick):
@@ -215,6 +220,7 @@ def test_production_wants_a_completed_staging_record_of_the_same_content(pair, q
     path.write_bytes(gzip.compress(b"other"))
     other = plan.change.model_copy(update={"artefact": ReleaseArchive(path=str(path), sha256="0" * 64)})
     staged(pair, plan.model_copy(update={"change": other}), quick, stage=Stage.STAGING, state="completed")
+    staged(pair, plan, quick, stage=Stage.STAGING, state="completed", watched=False)
     assert found().result is Result.FAILED
     staged(pair, plan, quick, stage=Stage.STAGING, state="completed")
     assert found().result is Result.PASSED

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from rules.entries import Opened
-from rules.incident import IncidentState
+from rules.incident import IncidentState, issue_comment
 from rules.journal import JournalView
 from tasks.incident import IncidentError, IncidentFile, open_incident, update_incident
 from tasks.journal import JournalFile, Mirror
@@ -184,6 +184,54 @@ def test_a_person_takes_an_incident_to_its_end(rolled_back, settings, api):
     assert "**resolved**" in page["data"]
     draft = shown(api, f"post-mortem-{rolled_back.opened.deployment}")["data"]
     assert "**resolved** by ada: it is resolved" in draft
+
+
+ISSUE = "https://forge/team/web/issues/7"
+
+
+def test_its_issue_says_what_became_of_it_once_and_its_opening_says_the_rest(rolled_back, settings, api):
+    written: list[str] = []
+    opened = open_incident(rolled_back, api=api, settings=settings, now=NOW, open_issue=lambda *_: ISSUE)
+    assert issue_comment(opened) == "", "what happened before is in the issue's own text"
+    for status in ("updated", "resolved", "resolved"):
+        state = update(
+            rolled_back,
+            status,
+            settings,
+            api,
+            write_issue=lambda now: written.append(issue_comment(now)),
+        )
+    assert [text.partition(",")[0] for text in written] == ["**updated** by ada", "**resolved** by ada"]
+    assert written[0].endswith("with status resolved.")
+    assert kinds(state)[3:] == ["updated", "communicated", "resolved", "communicated"]
+    assert state.issue_url == ISSUE
+    assert state.events[-1].words == "Its issue says so and is closed."
+
+
+def test_a_forge_that_is_away_changes_nothing_and_the_next_call_catches_up(rolled_back, settings, caplog):
+    def dead(state: IncidentState) -> None:
+        raise ConnectionError("nobody listens")
+
+    open_incident(rolled_back, api=None, settings=settings, now=NOW, open_issue=lambda *_: ISSUE)
+    update(rolled_back, "updated", settings, write_issue=dead)
+    resolved = update(rolled_back, "resolved", settings, write_issue=dead)
+    assert kinds(resolved)[-2:] == ["updated", "resolved"]
+    assert f"the issue {ISSUE} does not say that it is resolved" in caplog.text
+    written: list[str] = []
+    update(rolled_back, "resolved", settings, write_issue=lambda now: written.append(issue_comment(now)))
+    (text,) = written
+    assert "**updated** by ada" in text
+    assert "**resolved** by ada" in text
+
+
+@pytest.mark.parametrize("url", ["", "https://forge/team/web/issues/new"], ids=["no issue", "no number"])
+def test_without_an_issue_or_its_number_nothing_is_written(rolled_back, settings, url):
+    written: list[IncidentState] = []
+    issue = (lambda *_: url) if url else None
+    open_incident(rolled_back, api=None, settings=settings, now=NOW, open_issue=issue)
+    state = update(rolled_back, "resolved", settings, write_issue=written.append)
+    assert state.status == "resolved"
+    assert written == []
 
 
 def test_what_is_resolved_cannot_be_updated_and_says_so(rolled_back, settings):

@@ -56,9 +56,11 @@ def test_registering_twice_is_registering_once(http, recover):
         "sovereign-grafana",
         "sovereign-haproxy",
         "sovereign-host",
+        "sovereign-model",
         "sovereign-notifications",
         "sovereign-postgres-base-backup",
         "sovereign-prometheus",
+        "sovereign-ray-cluster",
         "sovereign-restic-repository",
         "sovereign-zfs-snapshots",
     ]

@@ -1,0 +1,333 @@
+"""What is done to the nodes of a real Ray cluster at work, and how it is taken back."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import pytest
+
+from lab.ports import LOCALHOST, free_port, give_back
+from lab.processes import wait_until
+from lab.ray_cluster import LabRay
+from lab.ray_workload import RayWorkload
+from rules.errors import CommandError, RevokedError, StepFailedError
+from rules.fleet import CommandService, Fleet, Instance, InstanceState, ReleaseDirectory
+from rules.ray_actions import DrainNode, VerifyNode
+from rules.undo import RestoreNode
+from tasks import host as hosts
+from tasks import ray_cluster as ray
+from tasks import ray_jobs
+from tasks.application import (
+    current_release,
+    read_instance,
+    running_release,
+    service_runs,
+    wait_until_ready,
+)
+from tasks.ray_cluster import RayClusterError
+from tasks.ray_node import drain_node, restore_node, stop_node, verify_node
+from tests.tasks.ray_head import FakeHead, fake_head, node, task
+from tests.tasks.raying import DRIVER, SETTINGS, bring, change, hold, lab, recorded
+
+__all__ = ["lab", "recorded"]  # fixtures
+
+pytestmark = pytest.mark.xdist_group("ray")
+
+NODE, OTHER, SPARE = "node-1", "node-2", "node-3"
+
+
+def wanted() -> None:
+    """The deployment goes on."""
+
+
+def node_id(lab: LabRay, name: str = NODE) -> str:
+    found = ray.node_of(lab.cluster, name)
+    assert found
+    return found.node_id
+
+
+def drain(lab: LabRay, node: str, *, drain_s: float = 60, still_wanted=wanted) -> str:
+    action = DrainNode(instance=NODE, node_id=node, drain_s=drain_s, reason="update to r2")
+    return drain_node(
+        lab.fleet, lab.fleet.instance(NODE), action, still_wanted=still_wanted, settings=SETTINGS
+    )
+
+
+def canaries(lab: LabRay, host: str = NODE) -> list[str]:
+    return [job_id for job_id in ray_jobs.known(lab.cluster) if job_id.startswith(f"canary.{host}.")]
+
+
+def verify(fleet: Fleet, old: str | None, *, release: str, actors: int = 0) -> str:
+    action = VerifyNode(instance=NODE, old_node_id=old, actors_before=actors, failed_tasks_before=0)
+    instance = fleet.instance(NODE)
+    return verify_node(fleet, instance, action, release=release, still_wanted=wanted, settings=SETTINGS)
+
+
+def restore(lab: LabRay, step: RestoreNode) -> None:
+    restore_node(lab.fleet, lab.fleet.instance(step.instance), step, settings=SETTINGS)
+
+
+def with_canary(lab: LabRay, canary: str, timeout_s: float = 60) -> Fleet:
+    cluster = lab.cluster.model_copy(update={"canary": canary, "canary_timeout_s": timeout_s})
+    return lab.fleet.model_copy(update={"ray": cluster})
+
+
+# --- an update and its way back ---------------------------------------------------------------------
+
+
+def test_a_node_at_work_is_updated_and_taken_back_and_no_task_is_lost(lab, recorded):
+    back, instance = recorded(NODE), lab.fleet.instance(NODE)
+    old = back.node_id
+    assert old
+    with RayWorkload(lab, parallel=4, task_s=1.5, actors=2, once=True) as work:
+        actors = len(ray.actors(lab.cluster))
+        words = drain(lab, old)
+        assert "waited for" in words
+        assert "counter-" in words
+        bring(lab, NODE, change(lab, "r2"))
+        wait_until_ready(instance, "r2", timeout_s=60)
+        new = node_id(lab)
+        assert new != old
+        assert "r2" in verify(lab.fleet, old, release="r2", actors=actors)
+        assert not canaries(lab)
+        restore(lab, back)
+        assert (current_release(instance), running_release(instance)) == ("r1", "r1")
+        restored = node_id(lab)
+        assert restored not in (old, new)
+        restore(lab, back)
+        assert node_id(lab) == restored
+        report = work.finish()
+    # those named `once` are repeated by nobody: each was waited for, twice
+    assert (report.errors, report.missing, report.repeated) == ((), 0, ())
+    assert report.done == report.submitted > 0
+
+
+def test_a_bad_release_comes_up_but_is_not_verified(lab, recorded):
+    back = recorded(NODE)
+    bring(lab, NODE, change(lab, "r3", "wrong version"))
+    wait_until_ready(lab.fleet.instance(NODE), "r3", timeout_s=60)
+    with pytest.raises(StepFailedError, match=r"canary job ended as FAILED.* It wrote: [\s\S]*r3-wrong"):
+        verify(lab.fleet, back.node_id, release="r3")
+    assert not canaries(lab)
+    with pytest.raises(StepFailedError, match=r"has the label release=r3, not r2"):
+        verify(lab.fleet, back.node_id, release="r2")
+    with pytest.raises(StepFailedError, match="still the old one"):
+        verify(lab.fleet, node_id(lab), release="r3")
+    # without an entrypoint of the user's, the job says only where it runs and what is linked there
+    assert "linked r3" in verify(with_canary(lab, ""), back.node_id, release="r3")
+
+
+def test_a_release_that_does_not_start_is_taken_back(lab, recorded):
+    back = recorded(NODE)
+    with pytest.raises(CommandError, match="the node ended and was stopped"):
+        bring(lab, NODE, change(lab, "r4", "crash at start"))
+    assert read_instance(lab.fleet.instance(NODE)).running is None
+    with pytest.raises(StepFailedError, match="lists no node with the label host=node-1"):
+        verify(lab.fleet, back.node_id, release="r4")
+    restore(lab, back)
+    assert read_instance(lab.fleet.instance(NODE)).running == "r1"
+
+
+def test_a_node_that_was_added_is_drained_and_stopped_when_taken_back(lab, recorded, tmp_path):
+    step, instance, mark = recorded(SPARE), lab.fleet.instance(SPARE), tmp_path / "mark"
+    assert (step.release, step.running, step.node_id) == (None, None, None)
+    # the canary of a deployment that was killed: it waits for such a node, and would run on it
+    job_id = f"canary.{SPARE}.0123"
+    ray_jobs.submit(lab.cluster, f"sleep 5; touch {mark}", job_id=job_id, host=SPARE, env={})
+    restore(lab, step)
+    bring(lab, SPARE, change(lab, "r2"))
+    wait_until_ready(instance, "r2", timeout_s=60)
+    assert ray_jobs.wait_for(lab.cluster, job_id, timeout_s=60).status == "STOPPED"
+    assert not mark.exists()
+    restore(lab, step)
+    assert job_id not in ray_jobs.known(lab.cluster)
+    assert read_instance(instance) == InstanceState(release=None, running=None, releases=("r2",))
+    assert not service_runs(instance)
+    restore(lab, step)
+    stop_node(lab.fleet, instance, settings=SETTINGS)
+    assert lab.alive().keys() == {NODE, OTHER}
+
+
+# --- drain -------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_node_is_no_drain_though_ray_calls_it_a_success(lab):
+    unknown, cluster = "ab" * 28, lab.cluster
+    argv = (cluster.program, "drain-node", "--address", cluster.gcs, "--node-id", unknown)
+    why = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test")
+    assert hosts.run(lab.fleet.instance(NODE).host, (*argv, *why), check=False).returncode == 0
+    with pytest.raises(
+        StepFailedError, match=r"node abababababab is unknown to the cluster; nothing was drained"
+    ):
+        drain(lab, unknown)
+    with pytest.raises(StepFailedError, match=r"is the node of node-2; nothing was drained"):
+        drain(lab, node_id(lab, OTHER))
+    assert lab.alive().keys() == {NODE, OTHER}
+
+
+def test_an_idle_node_ends_by_itself_and_a_dead_one_needs_no_drain(lab, recorded):
+    old = recorded(NODE).node_id
+    words = drain(lab, old)
+    assert "no task ran; the node ended by itself" in words
+    assert service_runs(
+        lab.fleet.instance(NODE)
+    )  # its `ray start --block` stays, so a start would do nothing
+    assert "dead already" in drain(lab, old)
+    restore(lab, recorded(NODE).model_copy(update={"running": "r1"}))
+    assert read_instance(lab.fleet.instance(NODE)).running == "r1"
+
+
+def test_at_the_deadline_nothing_is_stopped_and_the_tasks_are_named(lab, recorded, caplog):
+    back = recorded(NODE)
+    hold(lab, NODE, name="long-work", task_s=300)
+    began = time.monotonic()
+    with pytest.raises(
+        StepFailedError, match=r"still runs tasks after 3 s .*: long-work\. It was not stopped"
+    ):
+        drain(lab, back.node_id, drain_s=2.5)
+    assert time.monotonic() - began < 60
+    assert [task.name for task in ray.tasks(lab.cluster, back.node_id)] == ["long-work"]
+    assert node_id(lab) == back.node_id  # listed as if nothing was: Ray does not tell that it drains
+    # a job for it would wait for ever, and run once another node of that name is there
+    fleet = with_canary(lab, "echo here", timeout_s=3)
+    with pytest.raises(StepFailedError, match="is PENDING after 3 s and was stopped"):
+        verify(fleet, "another", release="r1")
+    with caplog.at_level(logging.WARNING):
+        restore(lab, back)
+    assert "node-1 is stopped although it still runs tasks" in caplog.text
+    assert "long-work" in caplog.text
+    assert node_id(lab) != back.node_id
+
+
+def test_a_drain_ends_when_the_deployment_may_not_go_on(lab, recorded):
+    def revoked() -> None:
+        raise RevokedError("the run was cancelled")
+
+    back = recorded(NODE)
+    hold(lab, NODE, name="long-work", task_s=300)
+    with pytest.raises(RevokedError):
+        drain(lab, back.node_id, still_wanted=revoked)
+    assert [task.name for task in ray.tasks(lab.cluster, back.node_id)] == ["long-work"]
+
+
+# --- drain, by a head that says what a real one cannot be brought to say ------------------------------
+
+
+def told(head: FakeHead, program: str = "true") -> Fleet:
+    """One node of a head that is none, where every command succeeds."""
+    nothing = CommandService(start=("true",), stop=("true",), status=("true",))
+    layout = ReleaseDirectory(root="/no/such/directory")
+    instance = Instance(name=NODE, layout=layout, service=nothing, probe=head.probe(NODE))
+    cluster = head.cluster.model_copy(update={"program": program})
+    return Fleet(application="ray", instances=(instance,), ray=cluster)
+
+
+def drain_told(fleet: Fleet, *, drain_s: float, between=wanted) -> str:
+    action = DrainNode(instance=NODE, node_id="n1", drain_s=drain_s, reason="test")
+    return drain_node(fleet, fleet.instance(NODE), action, still_wanted=between, settings=SETTINGS)
+
+
+def test_three_readings_in_a_row_must_show_no_task():
+    """What Ray knows of a task is a second old."""
+    with fake_head() as head:
+        head.rows["nodes"] = [node("n1", NODE)]
+        script = [[], [task("t1", "late")], [], [], [task("t2", "later")], [], [], [], []]
+
+        def between() -> None:
+            head.rows["tasks"] = script.pop(0)
+
+        words = drain_told(told(head), drain_s=60, between=between)
+    assert len(script) == 1
+    assert "2 tasks were waited for" in words
+
+
+def test_a_head_that_does_not_answer_is_never_taken_for_no_tasks():
+    with fake_head() as head:
+        head.rows["nodes"] = [node("n1", NODE)]
+
+        def between() -> None:
+            head.extra = {"warnings": ["Failed to query data from GCS"]}
+
+        with pytest.raises(StepFailedError, match=r"still runs tasks.*Failed to query data from GCS"):
+            drain_told(told(head), drain_s=5, between=between)
+
+
+def test_a_head_that_forgot_the_node_in_mid_drain_proves_nothing():
+    with fake_head() as head:
+        head.rows["nodes"] = [node("n1", NODE)]
+        with pytest.raises(StepFailedError, match="its head was restarted"):
+            drain_told(told(head), drain_s=5, between=head.rows["nodes"].clear)
+
+
+def test_the_token_goes_to_ray_by_its_environment_not_as_an_argument(tmp_path):
+    program, seen, token_file = tmp_path / "ray", tmp_path / "seen", tmp_path / "token"
+    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" "$RAY_AUTH_MODE=$RAY_AUTH_TOKEN" >{seen}\n')
+    program.chmod(0o755)
+    token_file.write_text("a-secret\n")
+    with fake_head() as head:
+        head.token, head.rows["nodes"] = "a-secret", [node("n1", NODE)]
+        fleet = told(head, str(program))
+        with_token = fleet.ray_cluster.model_copy(update={"token_file": str(token_file)})
+        drain_told(fleet.model_copy(update={"ray": with_token}), drain_s=60)
+    assert seen.read_text().splitlines() == [
+        *("drain-node", "--address", "127.0.0.1:6379", "--node-id", "n1"),
+        *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"),
+        *("--deadline-remaining-seconds", "60", "token=a-secret"),
+    ]
+
+
+# --- interruptions -----------------------------------------------------------------------------------
+
+
+def test_a_killed_node_is_missed_before_another_is_started_in_its_place(lab, recorded):
+    """Ray lists a killed node as alive for 17 s more."""
+    back = recorded(NODE)
+    lab.kill(NODE)
+    assert node_id(lab) == back.node_id
+    restore(lab, back)
+    assert node_id(lab) != back.node_id
+    found = ray.node(lab.cluster, back.node_id)
+    assert found
+    assert not found.is_alive
+
+
+def test_without_its_head_a_way_back_says_so_and_stops_nothing(lab, recorded):
+    back, port = recorded(NODE), free_port()
+    cluster = lab.cluster.model_copy(update={"dashboard": f"http://{LOCALHOST}:{port}"})
+    away = lab.fleet.model_copy(update={"ray": cluster})
+    with pytest.raises(RayClusterError, match="The Ray head does not answer"):
+        restore_node(away, lab.fleet.instance(NODE), back, settings=SETTINGS)
+    give_back(port)
+    assert service_runs(lab.fleet.instance(NODE))
+    assert node_id(lab) == back.node_id
+
+
+# --- actors ------------------------------------------------------------------------------------------
+
+
+def test_an_actor_that_died_with_the_node_fails_its_proof(lab, recorded):
+    back = recorded(NODE)
+    code = (
+        "import time, ray; ray.init(log_to_driver=False); "
+        "Mortal = ray.remote(type('Mortal', (), {'live': lambda self: time.sleep(300)})); "
+        "options = dict(num_cpus=0, resources={'node-1': 0.01}, max_restarts=0, name='mortal'); "
+        "mortal = Mortal.options(**options).remote(); ray.wait([mortal.live.remote()]); time.sleep(300)"
+    )
+    ray_jobs.submit(lab.cluster, f'python -c "{code}"', job_id=DRIVER, host=None, env={})
+
+    def lives() -> bool:
+        return any(a.name == "mortal" and a.state == "ALIVE" for a in ray.actors(lab.cluster))
+
+    wait_until(lives, timeout_s=60, what="the actor")
+    before = len(ray.actors(lab.cluster))
+    limits = ray_jobs.restart_limits(lab.cluster)
+    assert {limits[actor.actor_id] for actor in ray.actors(lab.cluster) if actor.name == "mortal"} == {0}
+    assert "actors still there: mortal" in drain(lab, back.node_id)
+    restore(lab, back)
+    with pytest.raises(
+        StepFailedError, match=rf"{before - 1} actors, {before} before; mortal \(NODE_DIED\) are lost"
+    ):
+        verify(with_canary(lab, "true"), back.node_id, release="r1", actors=before)
+    # fewer actors are no loss where nobody died with the node
+    assert "none lost" in verify(with_canary(lab, "true"), "f" * 56, release="r1", actors=before)
