@@ -18,7 +18,7 @@ test: setup  ## run all tests, the crash tests too
 	@$(python) -m pytest -n 2 --dist loadgroup
 
 test-sglang: setup  ## run the tests against the real SGLang on the CPU; the first time it is installed, 1.7 GB
-	@SGLANG_REAL=1 $(python) -m pytest -n 0 tests/sglang_real
+	@SGLANG_REAL=1 $(python) -m pytest -n 0 tests/sglang_real tests/flows/test_sglang_model.py
 
 lint: setup  ## check style, types, room borders and dependencies
 	@.venv/bin/ruff check .

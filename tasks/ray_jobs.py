@@ -167,6 +167,7 @@ def logs(cluster: RayCluster, job_id: str) -> str:
 def discard(cluster: RayCluster, job_id: str) -> None:
     """Stop a job, and have the cluster forget it once it has ended; unknown already is fine.
 
+    For a moment Ray may list one again that it has just forgotten, as ended.
     One that waits, because it is pinned to a node which takes no work or is not there, can neither be ended
     nor forgotten: it is told to end as soon as it begins, and the head gives it up after a quarter of
     an hour. Untold it would run once another node of that name is there.

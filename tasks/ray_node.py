@@ -28,8 +28,10 @@ from tasks.settings import Settings
 
 __all__ = ["drain_node", "restart_node", "restore_node", "stop_node", "verify_node"]
 
-#: What Ray knows of a task is a second old: a task that began just before may be missing from one reading.
+#: What Ray knows of a task is a second old, or older where a host is busy: one that began just before may be
+#: missing from a reading. A node without actors ends by itself once it is idle, so that one is given longer.
 _ZERO_READINGS = 3
+_ZERO_READINGS_WITHOUT_ACTORS = 10
 _READ_EVERY_S = 1.0
 _POLL_S = 0.5
 #: Of the time that a whole rollback has: others must come back too.
@@ -41,15 +43,23 @@ _NAMED = 5
 _log = logging.getLogger(__name__)
 
 
+class _Reading(Frozen):
+    """What can be seen of a node that drains."""
+
+    running: dict[str, str]  # tasks' names by their id
+    holds_actors: bool
+    is_gone: bool
+
+
 class _Drained(Frozen):
     """How a drain went."""
 
     took_s: Seconds
     waited_for: tuple[str, ...]  # names of tasks that ran at first or later
-    left: tuple[str, ...] = ()  # names of tasks that still run
+    left: tuple[str, ...]  # names of tasks that still run
     is_over: bool  # whether the node runs no task, as far as can be told
-    is_gone: bool = False
-    doubt: str = ""  # why it cannot be told
+    is_gone: bool
+    doubt: str  # why it cannot be told
 
 
 def drain_node(
@@ -123,32 +133,42 @@ def _wait_until_idle(
     cluster: RayCluster, node: RayNode, *, timeout_s: float, still_wanted: Callable[[], None] = lambda: None
 ) -> _Drained:
     began, zeros, doubt = time.monotonic(), 0, ""
-    seen, left = dict[str, str](), tuple[str, ...]()
+    seen, now = dict[str, str](), _Reading(running={}, holds_actors=True, is_gone=False)
     while True:
         try:
-            now = ray.node(cluster, node.node_id)
-            running = ray.tasks(cluster, node.node_id) if now and now.is_alive else ()
+            now, doubt = _read(cluster, node), ""
         except RayClusterError as error:
             zeros, doubt = 0, str(error)  # not known is not none
         else:
-            seen |= {task.task_id: task.name for task in running}
-            zeros, doubt, left = (0 if running else zeros + 1), "", tuple(task.name for task in running)
-            if now is None:
-                doubt, zeros = "the cluster does not know the node any more: its head was restarted", 0
-            elif not now.is_alive:
-                zeros = _ZERO_READINGS
+            zeros = 0 if now.running else zeros + 1
+            seen |= now.running
         took_s = time.monotonic() - began
-        if zeros >= _ZERO_READINGS or took_s > timeout_s:
+        wanted = _ZERO_READINGS if now.holds_actors else _ZERO_READINGS_WITHOUT_ACTORS
+        is_over = not doubt and (now.is_gone or zeros >= wanted)
+        if is_over or took_s > timeout_s:
             return _Drained(
                 took_s=took_s,
                 waited_for=tuple(seen.values()),
-                left=left,
-                is_over=zeros >= _ZERO_READINGS,
-                is_gone=not doubt and now is not None and not now.is_alive,
+                left=tuple(now.running.values()),
+                is_over=is_over or zeros >= _ZERO_READINGS,
+                is_gone=is_over and now.is_gone,
                 doubt=doubt,
             )
         still_wanted()
         time.sleep(_READ_EVERY_S)
+
+
+def _read(cluster: RayCluster, node: RayNode) -> _Reading:
+    found = ray.node(cluster, node.node_id)
+    if found is None:
+        raise RayClusterError("the cluster does not know the node any more: its head was restarted")
+    if not found.is_alive:
+        return _Reading(running={}, holds_actors=False, is_gone=True)
+    return _Reading(
+        running={task.task_id: task.name for task in ray.tasks(cluster, node.node_id)},
+        holds_actors=any(actor.node_id == node.node_id for actor in ray.actors(cluster)),
+        is_gone=False,
+    )
 
 
 def _drain_words(cluster: RayCluster, instance: Instance, node: RayNode, drained: _Drained) -> str:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.requirements import need_zfs
+from tests.requirements import need_ray, need_zfs
 
 _PROJECT = Path(__file__).parents[2]
+#: A Ray node takes half a minute to come and go.
+_EVERY = {"ray_node": "13"}
 
 
 @pytest.mark.timeout(900)
@@ -25,14 +27,19 @@ _PROJECT = Path(__file__).parents[2]
         ("postgres_schema", "down"),
         pytest.param("postgres_schema", "snapshot", marks=pytest.mark.xdist_group("zfs")),
         ("pgvector_index", "in_place"),
+        ("sglang_model", "hot_swap"),
+        ("sglang_model", "in_place"),
+        pytest.param("ray_node", "in_place", marks=pytest.mark.xdist_group("ray")),
     ],
 )
 def test_a_deployment_killed_anywhere_is_recovered(component: str, strategy: str) -> None:
     if strategy == "snapshot":
         need_zfs()
+    if component == "ray_node":
+        need_ray()
     command = (sys.executable, "-m", "lab.crash", "--component", component, "--strategy", strategy)
     done = subprocess.run(
-        (*command, "--every", "9", "--json"),
+        (*command, "--every", _EVERY.get(component, "9"), "--json"),
         check=False,
         stdin=subprocess.DEVNULL,
         capture_output=True,

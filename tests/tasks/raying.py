@@ -10,7 +10,6 @@ import pytest
 from lab.processes import wait_until
 from lab.ray_cluster import LabRay, RayBehaviour
 from rules.change import RayRelease
-from rules.ray_cluster import RayTask
 from rules.undo import RestoreNode
 from tasks import ray_cluster as ray
 from tasks import ray_jobs
@@ -21,13 +20,6 @@ from tests.requirements import need_ray
 
 SETTINGS = Settings()
 DEPLOYMENT, DRIVER = "ray-1", "test.driver"
-
-_HOLD = """\
-import time, ray
-ray.init(log_to_driver=False)
-options = dict(num_cpus=0, resources={{{node!r}: 0.01}}, max_retries={retries}, name={name!r})
-ray.get(ray.remote(lambda: time.sleep({task_s})).options(**options).remote())
-"""
 
 
 @pytest.fixture(scope="module")
@@ -74,16 +66,13 @@ def bring(lab: LabRay, name: str, wanted: RayRelease) -> None:
     restart_node(lab.fleet, instance, settings=SETTINGS)
 
 
-def hold(lab: LabRay, node: str, *, name: str, task_s: float, retries: int = 0) -> RayTask:
-    """Have a task run on a node, submitted by a driver on the head; return it once it runs."""
-    code = _HOLD.format(node=node, retries=retries, name=name, task_s=task_s)
+def hold(lab: LabRay, program: str, *, task_name: str) -> None:
+    """Have a driver run on the head, in Python, and return once its task of that name runs."""
     ray_jobs.discard(lab.cluster, DRIVER)
-    ray_jobs.submit(lab.cluster, shlex.join(("python", "-c", code)), job_id=DRIVER, host=None, env={})
-    found: list[RayTask] = []
-
-    def runs() -> bool:
-        found[:] = [task for task in ray.tasks(lab.cluster) if task.name == name]
-        return bool(found)
-
-    wait_until(runs, timeout_s=60, what=f"{name} to run on {node}")
-    return found[0]
+    command = shlex.join(("python", "-c", program))
+    ray_jobs.submit(lab.cluster, command, job_id=DRIVER, host=None, env={})
+    wait_until(
+        lambda: task_name in {task.name for task in ray.tasks(lab.cluster)},
+        timeout_s=90,
+        what=f"{task_name} to run",
+    )
