@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from rules.evalue import log_below, requests_to_show_below
 from rules.finding import Finding
 from rules.fleet import Fleet, FleetState, Instance
-from rules.model_actions import HotSwap, TestInference
+from rules.model_actions import TestInference
 from rules.plan import (
-    DrainServer,
-    ObserveBatch,
     Plan,
     RehearseSwitch,
-    RejoinServer,
-    RestartService,
     SetTraffic,
-    StageRelease,
     Step,
-    SwitchRelease,
     TestInstance,
     WatchSide,
 )
-from rules.ray_actions import DrainNode, StopService, VerifyNode
+from rules.rolling_checklist import NOTHING_TO_DO, all_serve, rolling_findings
 from rules.rollout import serving
 from rules.strategy import BlueGreen, Canary, CanaryLimits, InPlace, Rolling, Watching
 from rules.strategy_items import STRATEGY_ITEMS
 from rules.traffic import Counts, Traffic
-from rules.undo import InstanceUndo, RemoveRehearsal, RestoreServer, RestoreTraffic
+from rules.undo import RemoveRehearsal, RestoreTraffic
 from rules.verdict import CanaryEvidence
 
 __all__ = ["STRATEGY_ITEMS", "strategy_findings"]
@@ -37,9 +29,6 @@ _LARGEST_FIRST_STEP = 2_500
 _LARGEST_FAILURE_RATIO = 0.10
 #: With this many requests expected in the time that counts as silence, silence is chance once in 150 times.
 _EXPECTED_BEFORE_SILENCE = 5.0
-#: What changes what an instance has or runs.
-_CHANGES = SwitchRelease | RestartService | HotSwap | DrainNode | StopService
-_NOTHING_TO_DO = Finding.not_applicable("nothing to do: the release is in place already.")
 
 
 def strategy_findings(plan: Plan, fleet: Fleet, *, requests_per_s: float | None) -> dict[str, Finding]:
@@ -58,7 +47,7 @@ def strategy_findings(plan: Plan, fleet: Fleet, *, requests_per_s: float | None)
         case Canary():
             return _canary(plan, plan.strategy, fleet, requests_per_s=requests_per_s)
         case Rolling():
-            return _rolling(plan, plan.strategy, fleet)
+            return rolling_findings(plan, plan.strategy, fleet)
 
 
 def _blue_green(plan: Plan, fleet: Fleet) -> dict[str, Finding]:
@@ -88,21 +77,9 @@ def _canary(
         "canary-steps-rise": _steps_rise(plan),
         "canary-limits": _limits(strategy.watch.limits),
         "canary-traffic": _enough_traffic(strategy.watch, first_share / _ALL, requests_per_s),
-        "canary-stable-healthy": _all_serve(serving(fleet, plan.before), plan.before),
+        "canary-stable-healthy": all_serve(serving(fleet, plan.before), plan.before),
         "canary-switch-rehearsed": _rehearsed(plan),
         "canary-way-back": _straight_back(plan, fleet),
-    }
-
-
-def _rolling(plan: Plan, strategy: Rolling, fleet: Fleet) -> dict[str, Finding]:
-    members = serving(fleet, plan.before)
-    return {
-        "rolling-two-serve": Finding.judged(f"{len(members)} serve users.", ok=len(members) > 1),
-        "rolling-enough-left": _enough_left(strategy, len(members)),
-        "rolling-all-healthy": _all_serve(members, plan.before),
-        "rolling-drain-and-rejoin": _drained_and_rejoined(plan, strategy, fleet),
-        "rolling-observed": _observed(plan),
-        "rolling-way-back": _batches_go_back(plan, fleet),
     }
 
 
@@ -156,7 +133,7 @@ def _own_probes(fleet: Fleet, before: FleetState) -> Finding:
 
 def _smoke_tests(plan: Plan, fleet: Fleet, idle: tuple[Instance, ...]) -> Finding:
     if not plan.steps:
-        return _NOTHING_TO_DO
+        return NOTHING_TO_DO
     tests = TestInstance | TestInference
     tested = {step.action.instance for step in plan.steps if isinstance(step.action, tests)}
     missed = sorted({instance.name for instance in idle} - tested)
@@ -165,19 +142,6 @@ def _smoke_tests(plan: Plan, fleet: Fleet, idle: tuple[Instance, ...]) -> Findin
     asked = f"{len(prompts)} prompts" if fleet.serving else f"{len(fleet.smoke_tests)} requests"
     words = f"{asked}{script} declared; not tested: {', '.join(missed) or 'none'}."
     return Finding.judged(words, ok=bool(fleet.smoke_tests or fleet.smoke_script or prompts) and not missed)
-
-
-def _all_serve(members: tuple[Instance, ...], before: FleetState) -> Finding:
-    """Whether all answer their probe and, where there is a balancer, take traffic."""
-    out = [
-        instance.name
-        for instance in members
-        if before.instances[instance.name].running is None
-        or (before.traffic and before.servers.get(instance.name) != "ready")
-    ]
-    up = len(members) - len(out)
-    words = f"{up} of {len(members)} answer and take traffic; not: {', '.join(out) or 'none'}."
-    return Finding.judged(words, ok=bool(members) and not out)
 
 
 # --- traffic ---------------------------------------------------------------------------------------
@@ -190,7 +154,7 @@ def _switches(plan: Plan) -> list[tuple[Step, Traffic]]:
 def _rehearsed(plan: Plan) -> Finding:
     """Whether the plan begins with the rehearsal of its first and its last split, and of the way back."""
     if not plan.steps:
-        return _NOTHING_TO_DO
+        return NOTHING_TO_DO
     first, switches = plan.steps[0], _switches(plan)
     if not isinstance(first.action, RehearseSwitch) or first.undo != RemoveRehearsal() or not switches:
         return Finding.failed("the plan does not begin with a rehearsal.")
@@ -207,7 +171,7 @@ def _in_words(traffic: Traffic) -> str:
 
 def _straight_back(plan: Plan, fleet: Fleet) -> Finding:
     if not plan.steps or plan.before.traffic is None:
-        return _NOTHING_TO_DO if not plan.steps else Finding.failed("no traffic was recorded.")
+        return NOTHING_TO_DO if not plan.steps else Finding.failed("no traffic was recorded.")
     home = plan.before.traffic
     detours = [s.title for s, _ in _switches(plan) if s.undo != RestoreTraffic(traffic=home)]
     disturbed = sorted(plan.touched & {instance.name for instance in fleet.side(home.live)})
@@ -228,7 +192,7 @@ def _none_under_way(traffic: Traffic | None) -> Finding:
 
 def _steps_rise(plan: Plan) -> Finding:
     if not plan.steps:
-        return _NOTHING_TO_DO
+        return NOTHING_TO_DO
     shares = [traffic.canary_basis_points for _, traffic in _switches(plan)][:-1]
     watched = [step.action.share for step in plan.steps if isinstance(step.action, WatchSide)]
     words = f"{', '.join(f'{share / 100:g} %' for share in shares) or 'none'}; watched: {len(watched)}."
@@ -275,79 +239,3 @@ def _clean_requests_needed(limits: CanaryLimits) -> int | None:
             return None
         side += Counts(requests=more)
     return side.requests
-
-
-# --- batches ---------------------------------------------------------------------------------------
-
-
-def _enough_left(strategy: Rolling, members: int) -> Finding:
-    left = members - max(strategy.batch_size, strategy.max_unavailable)
-    return Finding.judged(f"{max(left, 0)} of {members} are left at the worst.", ok=left > 0)
-
-
-def _steps_of(plan: Plan, name: str) -> list[Step]:
-    return [step for step in plan.steps if getattr(step.action, "instance", None) == name]
-
-
-def _drained_and_rejoined(plan: Plan, strategy: Rolling, fleet: Fleet) -> Finding:
-    if fleet.route is None and fleet.ray is None:
-        return Finding.failed("no balancer declared: whoever is on an instance notices its restart.")
-    if not plan.steps:
-        return _NOTHING_TO_DO
-    served = {instance.name for instance in serving(fleet, plan.before)}
-    bare = [name for name in sorted(plan.touched & served) if not _is_drained(_steps_of(plan, name))]
-    not_so = ", ".join(bare) or "none"
-    words = f"each drained for up to {strategy.drain_s:g} s, updated, rejoined; not so: {not_so}."
-    return Finding.judged(words, ok=not bare)
-
-
-def _is_drained(steps: Iterable[Step]) -> bool:
-    """Whether nothing but staging happens to an instance while it has work, and it gets work afterwards.
-
-    A Ray node that has joined takes work by itself.
-    """
-    actions = [step.action for step in steps if not isinstance(step.action, StageRelease)]
-    if not actions:
-        return False
-    is_last = isinstance(actions[-1], RejoinServer | VerifyNode | StopService)
-    return isinstance(actions[0], DrainServer | DrainNode) and is_last
-
-
-def _observed(plan: Plan) -> Finding:
-    if not plan.steps:
-        return _NOTHING_TO_DO
-    watches = [step.action for step in plan.steps if isinstance(step.action, ObserveBatch)]
-    seen = {name for watch in watches if watch.observe_s > 0 for name in watch.instances}
-    left = {name for name in plan.touched if plan.after.instances[name].running is not None}
-    missed = sorted(left - seen)
-    times = ", ".join(sorted({f"{watch.observe_s:g} s" for watch in watches})) or "not at all"
-    words = f"{len(watches)} batches, observed for {times}; not observed: {', '.join(missed) or 'none'}."
-    return Finding.judged(words, ok=not missed)
-
-
-def _batches_go_back(plan: Plan, fleet: Fleet) -> Finding:
-    if not plan.steps:
-        return _NOTHING_TO_DO
-    stuck = [name for name in sorted(plan.touched) if not _goes_back(plan, fleet, name)]
-    words = (
-        f"{len(plan.touched)} instances with their recorded release; not so: {', '.join(stuck) or 'none'}."
-    )
-    return Finding.judged(words, ok=not stuck)
-
-
-def _goes_back(plan: Plan, fleet: Fleet, name: str) -> bool:
-    """Whether every change of an instance names its recorded, running release and its balancer state."""
-    recorded = plan.before.instances[name]
-    steps = _steps_of(plan, name)
-    changes = [s.undo for s in steps if isinstance(s.action, _CHANGES)]
-    home = all(
-        isinstance(undo, InstanceUndo)
-        and (undo.release, undo.running) == (recorded.release, recorded.running)
-        for undo in changes
-    )
-    drains = [s.undo for s in steps if isinstance(s.action, DrainServer)]
-    # a node that is added has nothing to go back to but not being there
-    is_recorded = (recorded.release is not None and recorded.running is not None) or fleet.ray is not None
-    has_drain = all(isinstance(undo, RestoreServer) and undo.admin == "ready" for undo in drains)
-    is_drained = bool(drains) or fleet.route is None
-    return is_recorded and bool(changes) and home and has_drain and is_drained
