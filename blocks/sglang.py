@@ -18,7 +18,7 @@ from rules.fleet import (
     SmokeTest,
     SystemdService,
 )
-from rules.serving import DeclaredPrompt, FlagValue, ModelServing, ServingLimits
+from rules.serving import DeclaredPrompt, FlagValue, ModelServing, ServingLimits, refuse_flags
 from rules.traffic import Route
 
 
@@ -75,7 +75,9 @@ class SovereignModel(Block):
 
         Raises:
             ValueError: a block it names does not exist, or its parts do not fit together.
+            InvalidRequestError: a flag is a secret, or ours to set: the journal keeps what is returned here.
         """
+        refuse_flags(self.flags)
         route = None
         if self.balancer:
             balancer = cast("HAProxy", HAProxy.load(self.balancer))

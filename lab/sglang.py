@@ -28,7 +28,7 @@ from lab.sglang_load import PromptLoad
 from lab.sglang_service import SERVICE_FILE, Service
 from rules.change import ModelDirectory, ModelRelease
 from rules.fleet import CommandService, Fleet, Instance, Probe, ReleaseDirectory
-from rules.serving import DeclaredPrompt, ModelServing
+from rules.serving import DeclaredPrompt, ModelServing, ServingLimits
 from rules.traffic import AdminState
 
 FIRST_RELEASE = "m1"
@@ -39,6 +39,8 @@ PROMPTS = (
     # long enough to tell how fast it speaks
     DeclaredPrompt(name="long", text="Hello", max_new_tokens=32, min_tokens=32),
 )
+#: What else runs on two cores says nothing about a model.
+_BUSY = ServingLimits(max_first_token_ratio=50.0, first_token_grace_s=5.0, min_speed_ratio=0.01)
 SIMULATOR = Path(__file__).with_name("sglang_simulator.py")
 
 _SIMULATED_START_S, _REAL_START_S = 20.0, 600.0
@@ -110,7 +112,7 @@ class LabSglang(LabApplication):
         super().__init__(directory, blue=blue, green=green, name=name)
         self.real, self.environment, self.admin_key = real, environment, admin_key
         self.admin_key_file = self.directory / "admin.key"
-        serving = serving or ModelServing(prompts=PROMPTS)
+        serving = serving or ModelServing(prompts=PROMPTS, limits=_BUSY)
         key_file = str(self.admin_key_file) if admin_key else None
         self.serving = serving.model_copy(update={"admin_key_file": key_file})
         for port in (self.haproxy.port, self.haproxy.metrics_port):

@@ -32,45 +32,44 @@ def memory_limits(
     limits: ServingLimits,
     *,
     more_weights_bytes: int | None,
+    running_flags: Mapping[str, FlagValue] | None = None,
 ) -> tuple[MemoryLimit, ...]:
     """Return for each GPU how much may be in use once the new release serves; one that does not say has none.
 
     A server that runs has claimed its memory already: what is in use now, more where the new weights are
-    larger. One that does not will claim its share of what is free. `max_memory_growth_ratio` of the GPU's
-    total comes on top.
+    larger or the new flags claim more. One that does not will claim its share of what is free.
+    `max_memory_growth_ratio` of the GPU's total comes on top.
 
     Args:
         gpus: those that the server uses, as they are now.
         flags: of the new release.
         limits: what is declared.
         more_weights_bytes: by how much its weights are larger than those that run; None: no server runs.
+        running_flags: what the server that runs was started with; None: the same.
     """
-    found = (_limit(gpu, len(gpus), flags, limits, more_weights_bytes=more_weights_bytes) for gpu in gpus)
-    return tuple(limit for limit in found if limit is not None)
+    claim = claimed_ratio(flags)
+    found: list[MemoryLimit] = []
+    for gpu in gpus:
+        used, total = gpu.memory_used_bytes, gpu.memory_total_bytes
+        if used is None or not total:
+            continue
+        if more_weights_bytes is None:
+            expected, words = round(claim * (total - used)), f" and {claim:g} of what is free"
+        else:
+            before = claim if running_flags is None else claimed_ratio(running_flags)
+            weights = max(0, more_weights_bytes) // len(gpus)
+            expected, words = _expected(weights, max(0, round((claim - before) * total)))
+        growth = round(limits.max_memory_growth_ratio * total)
+        words = f"{used:,} in use now{words}; {limits.max_memory_growth_ratio:g} of {total:,} on top"
+        found.append(MemoryLimit(gpu=gpu.index, most_bytes=min(total, used + expected + growth), words=words))
+    return tuple(found)
 
 
-def _limit(
-    gpu: Gpu,
-    count: int,
-    flags: Mapping[str, FlagValue],
-    limits: ServingLimits,
-    *,
-    more_weights_bytes: int | None,
-) -> MemoryLimit | None:
-    used, total = gpu.memory_used_bytes, gpu.memory_total_bytes
-    if used is None or not total:
-        return None
-    growth = round(limits.max_memory_growth_ratio * total)
-    if more_weights_bytes is None:
-        claim = claimed_ratio(flags)
-        expected = used + round(claim * (total - used))
-        words = f"{used:,} in use now and {claim:g} of what is free"
-    else:
-        more = max(0, more_weights_bytes) // count
-        expected = used + more
-        words = f"{used:,} in use now" + (f", {more:,} more weights" if more else "")
-    words = f"{words}; {limits.max_memory_growth_ratio:g} of {total:,} on top"
-    return MemoryLimit(gpu=gpu.index, most_bytes=min(total, expected + growth), words=words)
+def _expected(weights_bytes: int, claimed_bytes: int) -> tuple[int, str]:
+    """Return what a server that runs may take in addition once it has the new release, and why."""
+    words = f", {weights_bytes:,} more weights" if weights_bytes else ""
+    words += f", {claimed_bytes:,} more by {CLAIM_FLAG}" if claimed_bytes else ""
+    return weights_bytes + claimed_bytes, words
 
 
 def claimed_ratio(flags: Mapping[str, FlagValue]) -> float:

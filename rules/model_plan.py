@@ -58,10 +58,10 @@ def plan_model(
     Raises:
         InvalidRequestError: it does not fit these servers, or not in this way; says what would.
     """
-    if has_it_already(change, strategy, fleet, before):
-        return Plan(change=change, strategy=strategy, before=before, steps=())
     if situation.faults:
         raise InvalidRequestError(f"{'; '.join(situation.faults)}. Nothing was touched.")
+    if has_it_already(change, strategy, fleet, before):
+        return Plan(change=change, strategy=strategy, before=before, steps=())
     members = affected(strategy, fleet, before)
     hot = frozenset(i.name for i in members if _goes_hot(change, situation.servers[i.name]))
     _refuse_forced_swap(change, members, situation)
@@ -119,18 +119,20 @@ def _update(
     release), start, verify loading, test inference, look at the memory.
     """
     limits = fleet.model_serving.limits
-    users = serving(fleet, before)
     stages_itself = not isinstance(strategy, InPlace | Rolling)
-    cuts_traffic = isinstance(strategy, InPlace) and fleet.route is not None
-    is_alone = len(users) == 1
+    # one that somebody took out of the balancer has no traffic to cut, and stays out
+    ready = {i.name for i in serving(fleet, before) if before.servers.get(i.name) == "ready"}
+    cuts_traffic = ready if isinstance(strategy, InPlace) else frozenset[str]()
+    answering = before.healthy(tuple(ready))
 
     def update(instance: Instance) -> Iterator[Step]:
         name, server = instance.name, situation.servers[instance.name]
+        is_alone = not any(other != name for other in answering)
         if stages_itself:
             yield staged(instance, change, before)
         # after SIGTERM a server still takes requests, which would then be lost; a swap needs no cut, but
         # where others serve meanwhile, users never see a model that is not verified
-        is_cut = cuts_traffic and instance in users and not (name in hot and is_alone)
+        is_cut = name in cuts_traffic and not (name in hot and is_alone)
         if is_cut:
             yield drained(name, limits.drain_s)
         if name in hot:

@@ -33,7 +33,13 @@ class VerifyNode(Frozen):
     instance: Name
     old_node_id: str | None
     actors_before: Count = Field(description="of the whole cluster that were alive or could restart")
-    failed_tasks_before: Count
+    unsettled_before: tuple[str, ...] = Field(
+        default=(), description="ids of those of them that were not alive either: nobody waits for them"
+    )
+    failed_tasks_before: Count = Field(description="on the old node")
+    accept_lost: tuple[str, ...] = Field(
+        default=(), description="names of actors and tasks whose loss a person has accepted"
+    )
 
 
 RayAction = DrainNode | StopService | VerifyNode

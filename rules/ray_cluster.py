@@ -8,6 +8,8 @@ from pydantic import Field
 
 from rules.frozen import AbsolutePath, Count, Frozen, Name, PositiveSeconds
 
+#: Of the head's dashboard; without a user, whose password would stand in Prefect and in messages.
+DashboardUrl = Annotated[str, Field(pattern=r"^https?://[^/\s@]+/?$")]
 #: host:port of the head's control store.
 GcsAddress = Annotated[str, Field(pattern=r"^[A-Za-z0-9.:\[\]-]+:[0-9]{1,5}$")]
 
@@ -16,7 +18,7 @@ class RayCluster(Frozen):
     """Where a cluster's head is asked. It holds no secret: the token is in a file on the worker's host."""
 
     name: Name = Field(description="of its Sovereign Ray Cluster block")
-    dashboard: Annotated[str, Field(pattern=r"^https?://[^/\s]+/?$")] = "http://127.0.0.1:8265"
+    dashboard: DashboardUrl = "http://127.0.0.1:8265"
     gcs: GcsAddress = "127.0.0.1:6379"
     token_file: AbsolutePath | None = Field(default=None, description="for RAY_AUTH_MODE=token")
     program: str = Field(default="ray", description="the ray program on every node's host")
@@ -32,7 +34,7 @@ class RayCluster(Frozen):
 class RayNodeProbe(Frozen):
     """A node is ready when its cluster lists it alive; its label `release` says what it runs."""
 
-    dashboard: Annotated[str, Field(pattern=r"^https?://[^/\s]+/?$")]
+    dashboard: DashboardUrl
     node: Name = Field(description="its label `host`")
     token_file: AbsolutePath | None = None
     timeout_s: PositiveSeconds = 5.0

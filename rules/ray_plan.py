@@ -29,7 +29,7 @@ class RaySituation(Frozen):
     )
     actors: tuple[RayActor, ...] = Field(default=(), description="alive ones, of all nodes")
     tasks: tuple[RayTask, ...] = Field(default=(), description="running ones, of all nodes")
-    failed_tasks: Count = 0
+    failed_tasks: dict[str, Count] = Field(default_factory=dict, description="node id -> tries that failed")
 
 
 class _Nodes(Frozen):
@@ -64,7 +64,7 @@ def plan_ray(
             change, nodes.updated[start : start + size], fleet, situation, before=before, rolling=rolling
         )
     for node in nodes.added:
-        steps += [*_brought_up(change, node, before, situation), _observed((node,), rolling)]
+        steps += [*_brought_up(change, node, fleet, situation, before=before), _observed((node,), rolling)]
     for node in nodes.removed:
         steps += _taken_out(node, fleet, situation, before=before)
     return Plan(
@@ -72,7 +72,7 @@ def plan_ray(
         strategy=strategy,
         before=before,
         steps=numbered(steps),
-        notes=tuple(_notes(nodes, situation)) if steps else (),
+        notes=tuple(_notes(nodes, fleet, situation)) if steps else (),
     )
 
 
@@ -100,7 +100,9 @@ def _nodes(change: RayRelease, strategy: Strategy, fleet: Fleet, before: FleetSt
         )
     if isinstance(strategy, InPlace):
         if change.nodes:
-            raise InvalidRequestError("in_place updates one node: leave `nodes` empty, or use rolling.")
+            raise InvalidRequestError(
+                "in_place updates one node: leave `nodes` empty, or use rolling. Nothing was touched."
+            )
         one = only_instance(strategy, fleet)
         if one.name not in runs:
             raise InvalidRequestError(
@@ -132,10 +134,17 @@ def _has_it(change: RayRelease, before: FleetState, name: str) -> bool:
 
 def _refuse_versions(nodes: tuple[Instance, ...], situation: RaySituation) -> None:
     """Refuse what the head would refuse: it takes no node of another version."""
+    silent = [node.name for node in nodes if node.name not in situation.versions]
+    if silent:
+        raise InvalidRequestError(
+            f"Which version of Ray {', '.join(silent)} would start cannot be told, and the head takes none "
+            f"but its own, {situation.head_version}. Look whether the host can be reached and whether the "
+            "block's `program` runs there with --version. Nothing was touched."
+        )
     other = {
-        node.name: situation.versions.get(node.name, "unknown")
+        node.name: situation.versions[node.name]
         for node in nodes
-        if situation.versions.get(node.name) != situation.head_version
+        if situation.versions[node.name] != situation.head_version
     }
     if other:
         words = ", ".join(f"{name} has {version}" for name, version in other.items())
@@ -189,36 +198,34 @@ def _batch(
     for node in batch:
         yield _drained(node, fleet, situation, before=before, reason=f"update to {change.release}")
     for node in batch:
-        yield from _brought_up(change, node, before, situation)
+        yield from _brought_up(change, node, fleet, situation, before=before)
     yield _observed(batch, rolling)
 
 
 def _drained(
     node: Instance, fleet: Fleet, situation: RaySituation, *, before: FleetState, reason: str
 ) -> Step:
-    drain_s = fleet.ray_cluster.drain_s
     node_id = situation.nodes[node.name].node_id
-    drain = DrainNode(instance=node.name, node_id=node_id, drain_s=drain_s, reason=reason)
-    return step_of(f"{node.name}: drain", drain, _back(node, before, situation, drain_s=drain_s))
+    drain = DrainNode(instance=node.name, node_id=node_id, drain_s=fleet.ray_cluster.drain_s, reason=reason)
+    return step_of(f"{node.name}: drain", drain, _back(node, fleet, situation, before=before))
 
 
-def _back(
-    node: Instance, before: FleetState, situation: RaySituation, *, drain_s: float = 300.0
-) -> RestoreNode:
+def _back(node: Instance, fleet: Fleet, situation: RaySituation, *, before: FleetState) -> RestoreNode:
     recorded, known = before.instances[node.name], situation.nodes.get(node.name)
     return RestoreNode(
         instance=node.name,
         release=recorded.release,
         running=recorded.running,
         node_id=known.node_id if known else None,
-        drain_s=drain_s,
+        drain_s=fleet.ray_cluster.drain_s,
     )
 
 
 def _brought_up(
-    change: RayRelease, node: Instance, before: FleetState, situation: RaySituation
+    change: RayRelease, node: Instance, fleet: Fleet, situation: RaySituation, *, before: FleetState
 ) -> Iterator[Step]:
-    name, back, known = node.name, _back(node, before, situation), situation.nodes.get(node.name)
+    name, known = node.name, situation.nodes.get(node.name)
+    back = _back(node, fleet, situation, before=before)
     actors = tuple(actor.name for actor in situation.actors if known and actor.node_id == known.node_id)
     notice = f"actors of {name} are ended, and start anew elsewhere: {', '.join(actors)}" if actors else None
     yield step_of(f"{name}: switch to {change.release}", SwitchRelease(instance=name), back)
@@ -229,7 +236,9 @@ def _brought_up(
         instance=name,
         old_node_id=known.node_id if known else None,
         actors_before=len(situation.actors),
-        failed_tasks_before=situation.failed_tasks,
+        unsettled_before=tuple(a.actor_id for a in situation.actors if a.state != "ALIVE"),
+        failed_tasks_before=situation.failed_tasks.get(known.node_id, 0) if known else 0,
+        accept_lost=change.accept_lost,
     )
     yield step_of(f"{name}: verify node, job, actors and tasks", verify)
 
@@ -244,10 +253,11 @@ def _taken_out(
     node: Instance, fleet: Fleet, situation: RaySituation, *, before: FleetState
 ) -> Iterator[Step]:
     yield _drained(node, fleet, situation, before=before, reason="taken out of the cluster")
-    yield step_of(f"{node.name}: stop", StopService(instance=node.name), _back(node, before, situation))
+    back = _back(node, fleet, situation, before=before)
+    yield step_of(f"{node.name}: stop", StopService(instance=node.name), back)
 
 
-def _notes(nodes: _Nodes, situation: RaySituation) -> Iterator[str]:
+def _notes(nodes: _Nodes, fleet: Fleet, situation: RaySituation) -> Iterator[str]:
     stopped = _ids((*nodes.updated, *nodes.removed), situation)
     once = sorted(
         {task.name for task in situation.tasks if task.node_id in stopped and task.max_retries == 0}
@@ -259,6 +269,10 @@ def _notes(nodes: _Nodes, situation: RaySituation) -> Iterator[str]:
         yield f"Ray does not say whether these actors may be restarted: {', '.join(unsure)}."
     if len(situation.nodes) == 1 and nodes.updated and not situation.strangers:
         yield "There is one worker node only: tasks wait until it is back."
+    concerned = {node.name for node in nodes.all}
+    away = [name for name in fleet.names if name not in situation.nodes and name not in concerned]
+    if away:
+        yield f"Declared nodes that are not in the cluster, and stay as they are: {', '.join(away)}."
     if situation.strangers:
         ids = ", ".join(f"{node.host or node.ip or node.node_id[:8]}" for node in situation.strangers)
         yield f"Nodes of the cluster that are not declared, and stay as they are: {ids}."

@@ -105,6 +105,17 @@ class ServedBefore(Frozen):
         """Return the answer to the prompt of this name; None: it was not asked."""
         return next((answer for answer in self.answers if answer.prompt == prompt), None)
 
+    def at_the_pace_of(self, other: ServedBefore) -> ServedBefore:
+        """Return these answers with the times of another server's, where it has any."""
+        return ServedBefore(answers=tuple(_at_pace(one, other.of(one.prompt)) for one in self.answers))
+
+
+def _at_pace(answer: Answered, other: Answered | None) -> Answered:
+    if other is None:
+        return answer
+    pace = {"first_token_s": other.first_token_s, "tokens_per_s": other.tokens_per_s}
+    return answer.model_copy(update=pace)
+
 
 def answer_faults(
     declared: DeclaredPrompt, answer: Answered, before: Answered | None, limits: ServingLimits
@@ -177,7 +188,7 @@ def server_flags(
         InvalidRequestError: a flag is our own to set, or a secret.
     """
     declared = {**serving.flags, **flags}
-    _refuse_flags(declared)
+    refuse_flags(declared)
     # the link's text, the same for every release: so a hot swap changes neither path nor served name
     model = f"{root}/current/model"
     own: dict[str, FlagValue] = {"model-path": model, "weight-version": release}
@@ -186,7 +197,12 @@ def server_flags(
     return dict(sorted({**declared, **own}.items()))
 
 
-def _refuse_flags(declared: dict[str, FlagValue]) -> None:
+def refuse_flags(declared: Mapping[str, FlagValue]) -> None:
+    """Refuse flags that nobody may declare; their values are not repeated.
+
+    Raises:
+        InvalidRequestError: a flag is our own to set, or a secret.
+    """
     if own := sorted(OWN_FLAGS & declared.keys()):
         raise InvalidRequestError(
             f"the flags {', '.join(own)} say where the model is and which release it is: they "

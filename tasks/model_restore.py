@@ -9,20 +9,18 @@ from rules.errors import DeployError, UndoFailedError
 from rules.fleet import Instance
 from rules.serving import ModelServing
 from rules.undo import RestoreModel
-from tasks import host as hosts
 from tasks import sglang
 from tasks.application import (
     NotReadyError,
-    current_release,
     restart_service,
+    restore_pointer,
     running_release,
     service_runs,
     stop_service,
-    switch_release,
     wait_until_ready,
 )
 from tasks.model_loaded import compare_with_files
-from tasks.model_stage import MODEL, known_facts, release_directory, root_of, staged_flags
+from tasks.model_stage import MODEL, known_facts, release_directory, staged_flags
 from tasks.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -42,8 +40,7 @@ def restore_model(
         UndoFailedError: the recorded release does not come up.
         CommandError: a command on the host failed.
     """
-    if current_release(instance) != step.release:
-        _point(instance, step.release)
+    restore_pointer(instance, step.release)
     if step.running is None:
         stop_service(instance, settings=settings)
         return
@@ -57,13 +54,6 @@ def restore_model(
         wait_until_ready(instance, step.running, timeout_s=instance.start_timeout_s)
     except NotReadyError as error:
         raise UndoFailedError(f"{instance.name} does not come back on {step.release}: {error}") from error
-
-
-def _point(instance: Instance, release: str | None) -> None:
-    if release is None:
-        hosts.run(instance.host, ("rm", "-f", "--", f"{root_of(instance)}/current"))
-    else:
-        switch_release(instance, release)
 
 
 def _swapped_back(

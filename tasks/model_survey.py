@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rules.change import ModelRelease
 from rules.errors import InvalidRequestError
-from rules.fleet import Fleet, FleetState, Instance, InstanceState
+from rules.fleet import Fleet, FleetState, Instance
 from rules.host_metrics import Gpu
 from rules.hosts import HostAddress
 from rules.model_artefact import doubts
@@ -15,9 +15,9 @@ from rules.model_facts import ModelFacts
 from rules.model_fit import memory_fault, swap_refusals
 from rules.model_memory import freed_bytes, gpus_of, memory_limits
 from rules.model_plan import ModelSituation, ServerSituation
-from rules.rollout import affected, serving
+from rules.rollout import affected, has_it_already, only_instance, serving
 from rules.serving import FlagValue, ModelServing, ServedBefore, flags_that_differ
-from rules.strategy import Strategy
+from rules.strategy import InPlace, Strategy
 from tasks import host as hosts
 from tasks import sglang
 from tasks.gpu import read_gpus
@@ -28,10 +28,12 @@ from tasks.model_stage import (
     flags_of,
     known_facts,
     root_of,
+    staged_digest,
     staged_flags,
     taken_fault,
 )
 from tasks.sglang import ModelServerError, server_of
+from tasks.sglang_http import admin_key_fault
 
 _KIB = 1 << 10
 
@@ -50,6 +52,12 @@ def survey_model(
     _refuse_disagreement(members, before)
     facts = validated(Path(change.artefact.path), change.artefact.sha256)
     survey = _Survey(change, fleet, before, facts)
+    if has_it_already(change, strategy, fleet, before):
+        # users have a release of this id: whether it is this one
+        wanted = (
+            (only_instance(strategy, fleet),) if isinstance(strategy, InPlace) else serving(fleet, before)
+        )
+        return ModelSituation(faults=tuple(filter(None, map(survey.other_content, wanted))), servers={})
     servers = {instance.name: survey.server(instance) for instance in members}
     return ModelSituation(
         faults=tuple(survey.faults), notes=(*doubts(facts), *dict.fromkeys(survey.notes)), servers=servers
@@ -87,18 +95,33 @@ class _Survey:
         state = self._before.instances[instance.name]
         flags = flags_of(instance, self._change, self._serving, self._facts)
         running = None if state.running is None else known_facts(instance, state.running)
+        old_flags = None if state.running is None else staged_flags(instance, state.running)
+        if unusable := admin_key_fault(server_of(instance, self._serving)):
+            self.faults.append(unusable)
         self._look_at_disk(instance, flags)
         gpus = gpus_of(instance.gpus, self._gpus_on(instance.host), flags)
-        self._look_at_memory(instance, gpus, running, runs=state.running is not None)
+        freed = 0
+        if state.running is not None:  # what has no memory of its own is served from the host's
+            freed = freed_bytes(gpus, old_flags or {}) or (running.weights_bytes if running else 0)
+        self._look_at_memory(instance, gpus, freed=freed)
         more = None
         if state.running is not None:
             more = self._facts.weights_bytes - (running or self._facts).weights_bytes
         return ServerSituation(
-            swap_refusals=self._swap_refusals(instance, state, running, flags),
+            swap_refusals=self._swap_refusals(instance, running, flags, old_flags=old_flags),
             served=self._served(instance),
-            memory=memory_limits(gpus, flags, self._serving.limits, more_weights_bytes=more),
+            memory=memory_limits(
+                gpus, flags, self._serving.limits, more_weights_bytes=more, running_flags=old_flags
+            ),
             last_start_s=None if state.running is None else self._last_start_s(instance),
         )
+
+    def other_content(self, instance: Instance) -> str | None:
+        """Say why what a server has under this id is not what is asked for; None: it is, or nobody knows."""
+        if staged_digest(instance, self._change.release) is None:
+            return None
+        flags = flags_of(instance, self._change, self._serving, self._facts)
+        return taken_fault(instance, self._change, flags)
 
     def _look_at_disk(self, instance: Instance, flags: Mapping[str, FlagValue]) -> None:
         if taken := taken_fault(instance, self._change, flags):
@@ -109,21 +132,12 @@ class _Survey:
         if full := disk_fault_of(instance, self._facts, directory=root_of(instance)):
             self.faults.append(full)
 
-    def _look_at_memory(
-        self, instance: Instance, gpus: tuple[Gpu, ...], running: ModelFacts | None, *, runs: bool
-    ) -> None:
-        """Compare what the weights need with what is free once the running server has ended."""
-        flags = (
-            (staged_flags(instance, self._before.instances[instance.name].running or "") or {})
-            if runs
-            else {}
-        )
-        # what has no memory of its own is served from the host's
-        freed = freed_bytes(gpus, flags) or (running.weights_bytes if running else 0)
+    def _look_at_memory(self, instance: Instance, gpus: tuple[Gpu, ...], *, freed: int) -> None:
+        """Compare what the weights need with what is free once the running server has given back its own."""
         fault = memory_fault(
             self._facts.weights_bytes,
             gpus,
-            freed_bytes=freed if runs else 0,
+            freed_bytes=freed,
             reserve_ratio=self._serving.limits.memory_reserve_ratio,
             ram_bytes=_available_bytes(instance.host),
         )
@@ -140,15 +154,16 @@ class _Survey:
     def _swap_refusals(
         self,
         instance: Instance,
-        state: InstanceState,
         running: ModelFacts | None,
         flags: Mapping[str, FlagValue],
+        *,
+        old_flags: Mapping[str, FlagValue] | None,
     ) -> tuple[str, ...]:
-        if state.running is None:
+        release = self._before.instances[instance.name].running
+        if release is None:
             return ("no server runs that weights could be loaded into",)
-        old = staged_flags(instance, state.running)
-        if running is None or old is None:
-            return (f"what {state.running} holds and was started with is not known on its host",)
+        if running is None or old_flags is None:
+            return (f"what {release} holds and was started with is not known on its host",)
         try:
             info = sglang.model_info(server_of(instance, self._serving))
         except ModelServerError as error:
@@ -160,19 +175,28 @@ class _Survey:
         return swap_refusals(
             self._facts,
             running,
-            flags_differ=flags_that_differ(old, flags),
+            flags_differ=flags_that_differ(old_flags, flags),
             served_name=info.served_model_name,
             model_path=info.model_path,
         )
 
     def _served(self, instance: Instance) -> ServedBefore:
-        """Return how the declared prompts are answered: by the server itself, or else by one with users."""
+        """Return how the declared prompts are answered now: the times of this very server, the users' texts.
+
+        The idle side may still run the release before the one that users have. Where one of both does not
+        answer, the other's word is all there is.
+        """
         if not self._serving.prompts:
             self.notes.append("No prompts are declared: whether answers make sense is not tested.")
             return ServedBefore()
-        for candidate in (instance, *serving(self._fleet, self._before)):
-            if answers := self._measured(candidate):
-                return answers
+        own, users = self._measured(instance), serving(self._fleet, self._before)
+        if own and instance in users:
+            return own
+        for candidate in users:
+            if theirs := self._measured(candidate):
+                return theirs.at_the_pace_of(own) if own else theirs
+        if own:
+            return own
         self.notes.append(
             f"{instance.name}: no server answers the declared prompts now: no times to compare with."
         )

@@ -7,6 +7,7 @@ is an error, since a node is stopped on the strength of it.
 from __future__ import annotations
 
 import functools
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,8 @@ _TIMEOUT_S = 30.0
 _TRIES = 3
 _PAUSE_S = 1.0
 _SAID_CHARACTERS = 300
+#: What a header can carry. An HTTP library that refuses more shows it in its error.
+_TOKEN = re.compile(r"[!-~]+")
 
 
 class RayClusterError(DeployError):
@@ -96,16 +99,22 @@ def token(cluster: Head) -> str | None:
     """Return the cluster's token, read now; None: it needs none.
 
     Raises:
-        RayClusterError: the file cannot be read.
+        RayClusterError: the file cannot be read, or holds no token; does not tell what it holds.
     """
     if cluster.token_file is None:
         return None
     try:
-        return Path(cluster.token_file).read_text().strip()
+        secret = Path(cluster.token_file).read_text(errors="replace").strip()
     except OSError as error:
         raise RayClusterError(
             f"The Ray cluster's token cannot be read: {error}. Nothing was asked."
         ) from error
+    if not _TOKEN.fullmatch(secret):
+        raise RayClusterError(
+            f"{cluster.token_file} holds no token: one word of ASCII letters, digits and signs is expected. "
+            "Nothing was asked. Write the token of the head there, and nothing else."
+        )
+    return secret
 
 
 def _headers(cluster: Head) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from rules.ray_cluster import RayActor, RayNode, RayNodeProbe, RayTask
@@ -127,19 +128,25 @@ def actors(cluster: Head) -> tuple[RayActor, ...]:
     return tuple(_actor(row) for row in {row["actor_id"]: row for row in rows}.values())
 
 
-def lost_actors(cluster: Head, node_ids: Iterable[str]) -> tuple[str, ...]:
+def lost_actors(cluster: Head, node_ids: Iterable[str], *, accepted: Collection[str] = ()) -> tuple[str, ...]:
     """Return what died for good on these nodes without its users having ended it, by name and cause.
+
+    Args:
+        cluster: whom to ask.
+        node_ids: where.
+        accepted: names whose loss does not count.
 
     Raises:
         RayClusterError: no answer.
     """
     concerned = frozenset(node_ids)
     rows = listing(cluster, "actors", [("state", "=", "DEAD")], whole=False)
-    return tuple(
-        f"{_actor(row).name} ({_cause(row)})"
+    lost = [
+        (_actor(row).name, _cause(row))
         for row in rows
         if row["node_id"] in concerned and not _ended_by_its_users(row)
-    )
+    ]
+    return tuple(f"{name} ({cause})" for name, cause in lost if name not in accepted)
 
 
 def tasks(cluster: Head, node_id: str | None = None) -> tuple[RayTask, ...]:
@@ -160,27 +167,25 @@ def tasks(cluster: Head, node_id: str | None = None) -> tuple[RayTask, ...]:
     )
 
 
-def failed_tasks(cluster: Head, node_ids: Iterable[str] | None = None) -> tuple[str, ...]:
-    """Return the tries of tasks that failed, though not by their own exception: names and kinds of error.
+def failed_tasks(cluster: Head, *, accepted: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
+    """Return the tries of tasks that failed, though not by their own exception: node id -> names and errors.
 
-    Ray remembers some of the past only, and lists 10,000 at most.
+    Ray remembers some of the past only, and lists 10,000 at most. What was on no node yet has the id "".
 
     Args:
         cluster: whom to ask.
-        node_ids: only those on these nodes; None: on any.
+        accepted: names of tasks whose failures do not count.
 
     Raises:
         RayClusterError: no answer.
     """
-    concerned = None if node_ids is None else frozenset(node_ids)
-    rows = listing(cluster, "tasks", [("state", "=", "FAILED")], whole=False)
-    return tuple(
-        f"{row['name'] or row['func_or_class_name']} ({row['error_type']})"
-        for row in rows
-        if row["type"] == "NORMAL_TASK"
-        and row["error_type"] not in _OWN_FAILURES
-        and (concerned is None or row["node_id"] in concerned)
-    )
+    found = defaultdict[str, list[str]](list)
+    for row in listing(cluster, "tasks", [("state", "=", "FAILED")], whole=False):
+        name = row["name"] or row["func_or_class_name"]
+        is_own = row["type"] != "NORMAL_TASK" or row["error_type"] in _OWN_FAILURES
+        if not is_own and name not in accepted:
+            found[row["node_id"] or ""].append(f"{name} ({row['error_type']})")
+    return {node_id: tuple(words) for node_id, words in found.items()}
 
 
 # --- what is listed --------------------------------------------------------------------------------

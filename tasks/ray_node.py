@@ -97,6 +97,7 @@ def drain_node(
             "anew: the node was replaced meanwhile, or the head restarted."
         )
     if not node.is_alive:
+        _refuse_another(cluster, instance, node)
         return f"{instance.name}: nothing to drain, its node is dead already ({node.words or 'no reason'})"
     _begin_drain(cluster, instance, node, reason=action.reason, deadline_s=action.drain_s, settings=settings)
     drained = _wait_until_idle(cluster, node, timeout_s=action.drain_s, still_wanted=still_wanted)
@@ -108,6 +109,16 @@ def drain_node(
             "once more. Deploy again when they have ended, or with a larger drain_s."
         )
     return _drain_words(cluster, instance, node, drained)
+
+
+def _refuse_another(cluster: RayCluster, instance: Instance, node: RayNode) -> None:
+    """Refuse to take a node for gone in whose place another works: it would be stopped undrained."""
+    another = ray.node_of(cluster, instance.name)
+    if another:
+        raise StepFailedError(
+            f"{instance.name}: node {node.node_id[:12]} is dead, and {another.node_id[:12]} has taken its "
+            "place since the plan was made; nothing was drained or stopped. Plan the deployment anew."
+        )
 
 
 def _begin_drain(
@@ -248,13 +259,15 @@ def restore_node(fleet: Fleet, instance: Instance, step: RestoreNode, *, setting
         CommandError: a command on the host failed.
     """
     cluster = fleet.ray_cluster
-    restore_pointer(instance, step.release)
     _discard_canaries(cluster, instance)
     node = ray.node_of(cluster, instance.name)
-    if step.running is not None and node and _is_restored(node, step):
-        return
-    if node:
+    is_restored = step.running is not None and node is not None and _is_restored(node, step)
+    if node and not is_restored:
         _drain_for_undo(cluster, instance, node, drain_s=step.drain_s, settings=settings)
+    # not before: what still runs there imports by the link
+    restore_pointer(instance, step.release)
+    if is_restored:
+        return
     if step.running is None:
         stop_node(fleet, instance, settings=settings)
         return

@@ -147,35 +147,36 @@ def _compare_actors(
     deadline = time.monotonic() + timeout_s
     while True:
         actors = ray.actors(cluster)
-        restarting = tuple(actor.name for actor in actors if actor.state == "RESTARTING")
-        moving = any(actor.state != "ALIVE" for actor in actors)
+        moving = [a for a in actors if a.state != "ALIVE" and a.actor_id not in before.unsettled_before]
         if not moving or time.monotonic() > deadline:
             break
         still_wanted()
         time.sleep(_POLL_S)
+    restarting = tuple(actor.name for actor in moving if actor.state == "RESTARTING")
     pending = tuple(actor.name for actor in actors if actor.state not in ("ALIVE", "RESTARTING"))
     words = f"{len(actors)} actors, {before.actors_before} before"
     words += f" ({', '.join(pending[:5])} not begun)" if pending else ""
     concerned = [node_id for node_id in (before.old_node_id, node.node_id) if node_id]
     # fewer is no loss where those who used them have ended them
-    lost = ray.lost_actors(cluster, concerned) if len(actors) < before.actors_before else ()
+    is_fewer = len(actors) < before.actors_before
+    lost = ray.lost_actors(cluster, concerned, accepted=before.accept_lost) if is_fewer else ()
     if restarting or lost:
         what = f"do not come back within {timeout_s:g} s" if restarting else "are lost"
         raise StepFailedError(
             f"{instance.name}: {words}; {', '.join((restarting or lost)[:5])} {what}. Look into the actors' "
             "logs in Ray's dashboard."
         )
-    return f"{words}, none lost" if len(actors) < before.actors_before else words
+    return f"{words}, none lost that was not accepted" if is_fewer else words
 
 
 def _compare_failures(cluster: RayCluster, instance: Instance, node: RayNode, *, before: VerifyNode) -> str:
-    failed = len(ray.failed_tasks(cluster))
-    words = f"{failed} failed tasks, {before.failed_tasks_before} before"
-    concerned = [node_id for node_id in (before.old_node_id, node.node_id) if node_id]
-    here = ray.failed_tasks(cluster, concerned) if failed > before.failed_tasks_before else ()
-    if here:
+    failed = ray.failed_tasks(cluster, accepted=before.accept_lost)
+    concerned = [node_id for node_id in (node.node_id, before.old_node_id) if node_id]
+    here = [words for node_id in concerned for words in failed.get(node_id, ())]
+    words = f"{len(here)} failed tasks on this node, {before.failed_tasks_before} before"
+    if len(here) > before.failed_tasks_before:
         raise StepFailedError(
-            f"{instance.name}: {words}, not by exceptions of their own. On this node, old and new: "
-            f"{', '.join(here[:5])}."
+            f"{instance.name}: {words}, not by exceptions of their own: {', '.join(here[:5])}. Look into "
+            "these tasks in Ray's dashboard."
         )
     return words

@@ -135,6 +135,16 @@ def understood(url: str, said: object) -> Iterator[None]:
         ) from error
 
 
+def admin_key_fault(server: ModelServer) -> str | None:
+    """Say why the key for a server's admin routes cannot be sent; None: it can, or none is declared."""
+    try:
+        if server.admin_key_file:
+            _admin_key(server.url, server.admin_key_file)
+    except ModelServerError as error:
+        return str(error)
+    return None
+
+
 def _admin_key(url: str, path: str) -> str:
     """Return the key in the file at `path`, which its owner alone may read."""
     try:
@@ -148,12 +158,16 @@ def _admin_key(url: str, path: str) -> str:
             advice="Mend it.",
         ) from error
     mode = stat.S_IMODE(found.st_mode)
-    if mode not in _KEY_MODES or found.st_uid != os.geteuid() or not key.isprintable() or not key:
+    if (
+        mode not in _KEY_MODES
+        or found.st_uid != os.geteuid()
+        or not (key.isascii() and key.isprintable() and key)
+    ):
         raise ModelServerError(
             url,
             None,
             f"was not asked: the key file {path} has mode {mode:04o} and belongs to user {found.st_uid}",
-            advice=f"It must hold one line, belong to user {os.geteuid()} and have mode 0600 or 0400.",
+            advice=f"It must hold one line of ASCII, belong to user {os.geteuid()} and have mode 0600 or 0400.",
         )
     return key
 

@@ -34,6 +34,18 @@ def test_larger_weights_are_expected_and_smaller_ones_give_nothing_away():
     assert most([gpu(0), gpu(1)], more=10 * GB) == [33 * GB, 33 * GB]  # an equal part for each
 
 
+def test_flags_that_claim_more_than_those_that_run_are_expected_to():
+    half, most_of_it = {"mem-fraction-static": 0.5}, {"mem-fraction-static": 0.75}
+
+    def limit(new, old):
+        return memory_limits([gpu()], new, LIMITS, more_weights_bytes=0, running_flags=old)[0]
+
+    assert limit(most_of_it, half).most_bytes == (20 + 20 + 8) * GB
+    assert "20,000,000,000 more by mem-fraction-static" in limit(most_of_it, half).words
+    assert limit(half, most_of_it).most_bytes == 28 * GB
+    assert limit(half, half).most_bytes == 28 * GB
+
+
 def test_a_server_that_does_not_run_will_claim_its_share_of_what_is_free():
     assert most([gpu()], {"mem-fraction-static": 0.5}, more=None) == [(20 + 30 + 8) * GB]
     assert most([gpu(used=0)], {"mem-fraction-static": 0.5}, more=None) == [48 * GB]

@@ -181,3 +181,36 @@ def test_gpus_are_looked_at_last_where_there_are_any():
 def test_there_is_nothing_to_do_where_users_have_it_already():
     members = fleet()
     assert plan(BlueGreen(), members=members, before=state(members, release=NEW)).steps == ()
+
+
+def test_a_fault_is_told_even_where_users_have_a_release_of_that_name():
+    members = serving(fleet())
+    seen = ModelSituation(faults=("blue-1: 2.0 is there already with other flags",), servers={})
+    with pytest.raises(InvalidRequestError, match=r"with other flags\. Nothing was touched"):
+        plan_model(CHANGE, BlueGreen(), members, state(members, release=NEW), situation=seen)
+
+
+def out_of_the_balancer(members: Fleet, *names: str) -> FleetState:
+    before = state(members)
+    return before.model_copy(update={"servers": {**before.servers, **dict.fromkeys(names, "maint")}})
+
+
+def test_a_server_that_somebody_took_out_of_the_balancer_stays_out():
+    members = fleet()
+    before = out_of_the_balancer(members, "blue-1")
+    planned = plan(InPlace(instance="blue-1"), OTHER_TENSORS, members=members, before=before)
+    assert not {"drain_server", "rejoin_server"} & set(kinds(planned))
+    assert planned.after.servers == before.servers
+
+
+def test_the_last_one_that_takes_requests_is_alone_whoever_else_stands_beside_it():
+    members = fleet(blue=2)
+    before = out_of_the_balancer(members, "blue-2")
+    restarted = plan(InPlace(instance="blue-1"), OTHER_TENSORS, members=members, before=before)
+    assert [words.partition(" while")[0] for words in restarted.interruptions] == ["blue-1 serves nobody"]
+    swapped = plan(InPlace(instance="blue-1"), members=members, before=before)
+    assert "drain_server" not in kinds(swapped)
+    dead = before.instances["blue-2"].model_copy(update={"running": None})
+    before = state(members)
+    before = before.model_copy(update={"instances": {**before.instances, "blue-2": dead}})
+    assert plan(InPlace(instance="blue-1"), OTHER_TENSORS, members=members, before=before).interruptions

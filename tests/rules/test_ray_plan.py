@@ -10,6 +10,7 @@ from rules.change import RayRelease, ReleaseArchive
 from rules.errors import InvalidRequestError
 from rules.fleet import CommandService, Fleet, FleetState, Instance, InstanceState, ReleaseDirectory
 from rules.plan import Plan, StageRelease, applied
+from rules.ray_actions import VerifyNode
 from rules.ray_cluster import RayActor, RayCluster, RayNode, RayNodeProbe, RayTask
 from rules.ray_plan import RaySituation, plan_ray
 from rules.strategy import BlueGreen, InPlace, Rolling
@@ -177,6 +178,29 @@ def test_an_actor_that_would_not_come_back_stops_the_plan(most, restarts):
 def test_who_accepts_its_loss_by_name_may_go_on_and_users_are_told():
     planned = plan(actors=(actor(0),), accept_lost=("memory",))
     assert planned.interruptions == ("actors of w1 are ended, and start anew elsewhere: memory",)
+    verified = [step.action for step in planned.steps if isinstance(step.action, VerifyNode)]
+    assert {action.accept_lost for action in verified} == {("memory",)}
+
+
+def test_what_was_wrong_before_is_not_laid_to_a_nodes_account():
+    away = actor(None).model_copy(update={"actor_id": "b", "state": "RESTARTING", "node_id": ""})
+    planned = plan(actors=(actor(-1), away), failed_tasks={"id-w2": 3})
+    verified = [step.action for step in planned.steps if isinstance(step.action, VerifyNode)]
+    assert [(a.unsettled_before, a.failed_tasks_before) for a in verified] == [(("b",), 0), (("b",), 3)]
+
+
+def test_the_way_back_of_every_step_drains_as_long_as_the_cluster_is_declared_to():
+    of = cluster().model_copy(update={"ray": CLUSTER.model_copy(update={"drain_s": 7.0})})
+    before = state(of, dict.fromkeys(("w1", "w2"), OLD))
+    change = CHANGE.model_copy(update={"nodes": ("w2", "w3")})
+    planned = plan_ray(change, Rolling(), of, before, situation=situation(of, before))
+    backs = [step.undo for step in planned.steps if isinstance(step.undo, RestoreNode)]
+    assert {back.drain_s for back in backs} == {7.0}
+
+
+def test_a_host_that_does_not_tell_its_version_is_not_called_one_of_another():
+    with pytest.raises(InvalidRequestError, match=r"w1 would start cannot be told.*can be reached"):
+        plan(versions={"w2": "2.60.0"})
 
 
 @pytest.mark.parametrize(("most", "on"), [(-1, "w1"), (3, "w1"), (None, "w1"), (0, "w3")])
@@ -194,6 +218,7 @@ def test_what_ray_does_not_tell_is_told_to_the_approver():
     assert "whether these actors may be restarted: memory" in words
     assert "no retries and are waited for: import" in words
     assert "not declared, and stay as they are: lost" in words
+    assert "not in the cluster, and stay as they are: w3" in words
 
 
 def test_the_last_worker_is_not_taken_away_and_not_all_at_once():

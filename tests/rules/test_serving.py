@@ -134,6 +134,13 @@ def test_an_answer_is_found_by_its_prompts_name():
     assert before.of("spain") is None
 
 
+def test_answers_at_another_servers_pace_keep_their_texts():
+    users, idle = answer("Paris"), answer("Rome", first_s=0.7, speed=None)
+    mixed = ServedBefore(answers=(users,)).at_the_pace_of(ServedBefore(answers=(idle,)))
+    assert mixed.answers == (answer("Paris", first_s=0.7, speed=None),)
+    assert ServedBefore(answers=(users,)).at_the_pace_of(ServedBefore()).answers == (users,)
+
+
 # --- flags -----------------------------------------------------------------------------------------
 
 

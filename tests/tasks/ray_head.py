@@ -7,9 +7,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from rules.fleet import CommandService, Fleet, Instance, ReleaseDirectory
 from rules.ray_cluster import RayCluster, RayNodeProbe
 
 Row = dict[str, Any]
@@ -26,6 +28,8 @@ class FakeHead:
         self.raw: tuple[int, str] | None = None  # answered to everything
         self.token: str | None = None
         self.failures = 0  # of so many of the next requests
+        self.dead_once: Path | None = None  # its nodes are gone once this file is there
+        self.jobs_ran_on = ""  # a node's id
         self.asked: list[str] = []
         self.url = ""
 
@@ -46,11 +50,20 @@ class FakeHead:
         if self.token and authorization != f"Bearer {self.token}":
             return 401, "Unauthorized: Missing authentication token"
         parts = urlsplit(path)
+        if parts.path.startswith("/api/jobs/"):
+            return 200, self._job(parts.path.removeprefix("/api/jobs/"))
+        if self.dead_once and self.dead_once.exists():
+            self.rows["nodes"] = []
         if parts.path == "/api/version":
             return 200, json.dumps({"version": "4", "ray_version": "2.60.0"})
         if parts.path == "/api/gcs_healthz":
             return 200, "success"
         return 200, json.dumps(self._listing(parts.path.removeprefix("/api/v0/"), parse_qs(parts.query)))
+
+    def _job(self, job_id: str) -> str:
+        """Every job has succeeded; none is listed."""
+        job = {"status": "SUCCEEDED", "driver_node_id": self.jobs_ran_on, "message": "", "logs": "done"}
+        return json.dumps(job if job_id else [])
 
     def _listing(self, kind: str, query: dict[str, list[str]]) -> Row:
         keys = query.get("filter_keys", [])
@@ -90,7 +103,7 @@ def fake_head() -> Iterator[FakeHead]:
             self.end_headers()
             self.wfile.write(text.encode())
 
-        do_POST = do_GET  # noqa: N815 - as http.server calls it
+        do_POST = do_DELETE = do_GET  # noqa: N815 - as http.server calls them
 
         def log_message(self, *_: object) -> None:
             pass
@@ -164,3 +177,12 @@ def task(task_id: str, name: str = "work", **fields: Any) -> Row:
         "error_type": None,
     }
     return {**known, **fields}
+
+
+def told(head: FakeHead, program: str = "true") -> Fleet:
+    """The one node node-1 of a head that is none, where every command succeeds."""
+    nothing = CommandService(start=("true",), stop=("true",), status=("true",))
+    layout = ReleaseDirectory(root="/no/such/directory")
+    instance = Instance(name="node-1", layout=layout, service=nothing, probe=head.probe("node-1"))
+    cluster = head.cluster.model_copy(update={"program": program})
+    return Fleet(application="ray", instances=(instance,), ray=cluster)

@@ -19,8 +19,11 @@ from rules.model_memory import DEFAULT_CLAIM
 from rules.model_plan import ModelSituation, ServerSituation
 from rules.serving import ModelServing, ServingLimits
 from rules.strategy import BlueGreen, InPlace, Strategy
+from rules.undo import RemoveRelease, RestoreModel
+from tasks.application import remove_release, restart_service
 from tasks.fleet import observe_fleet
 from tasks.model_files import read_model
+from tasks.model_restore import restore_model
 from tasks.model_stage import stage_model
 from tasks.model_survey import _Survey, survey_model
 from tests.requirements import need
@@ -285,3 +288,47 @@ def test_a_model_that_does_not_fit_the_disk_is_a_fault_unless_it_lies_there_alre
     look = _Survey(change, fleet, observe_fleet(fleet), huge)
     look.server(fleet.instance(INSTANCE))
     assert look.faults == []
+
+
+# --- what users have already -----------------------------------------------------------------------
+
+
+def test_what_users_have_already_is_nothing_to_do(lab):
+    have(lab, INSTANCE, lab.change(NEXT, a_model(lab, NEXT)))
+    assert survey(lab, lab.change(NEXT, a_model(lab, NEXT))) == ModelSituation(servers={})
+
+
+def test_other_flags_under_the_name_that_users_have_are_a_fault_and_not_nothing_to_do(lab):
+    have(lab, INSTANCE, lab.change(NEXT, a_model(lab, NEXT)))
+    change = lab.change(NEXT, a_model(lab, NEXT), context_length=1024)
+    (words,) = survey(lab, change, BlueGreen()).faults
+    assert words.startswith(INSTANCE)
+    assert "is there already with other flags" in words
+
+
+def test_a_key_file_that_cannot_be_used_is_a_fault_before_anything_stops(lab, tmp_path):
+    fleet = declaring(lab, admin_key_file=str(tmp_path / "key"))
+    (words,) = survey(lab, lab.change(NEXT, a_model(lab, NEXT)), fleet=fleet).faults
+    assert f"the key file {tmp_path / 'key'} cannot be read" in words
+
+
+def test_the_idle_side_is_compared_with_what_users_are_answered(lab):
+    """It runs another release: its times are this server's, but its texts are not what users have."""
+    have(lab, "green-1", lab.change("m0", a_model(lab, "m0", seed=5, answers={})))
+    try:
+        server = the_server(survey(lab, lab.change(NEXT, a_model(lab, NEXT)), BlueGreen()))
+    finally:
+        green = lab.fleet.instance("green-1")
+        back = RestoreModel(instance="green-1", release=FIRST_RELEASE, running=FIRST_RELEASE)
+        restore_model(green, lab.serving, back, settings=SETTINGS)
+        step = RemoveRelease(instance="green-1", release="m0")
+        remove_release(green, step, deployment="chat-1")
+    assert [answer.text for answer in server.served.answers] == [ANSWERS[PROMPTS[0].text]]
+
+
+def have(lab: LabSglang, name: str, change: ModelRelease) -> None:
+    """Have a server run a release."""
+    instance = lab.fleet.instance(name)
+    switched(lab, instance, change)
+    restart_service(instance, settings=SETTINGS)
+    lab.wait_until_ready(name)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from lab.ports import LOCALHOST, free_port, give_back
 from rules.ray_cluster import RayCluster, RayNodeProbe
@@ -120,6 +121,10 @@ def test_an_actor_that_its_users_ended_is_not_lost(head):
         "crashed (WORKER_DIED)",
         "init (creation_task_failure_context)",
     )
+    accepted = ("with its node", "its owner was on the node", "crashed")
+    assert ray.lost_actors(head.cluster, ["n1"], accepted=accepted) == (
+        "init (creation_task_failure_context)",
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,8 +160,8 @@ def test_a_task_that_failed_by_its_own_exception_is_not_counted(head):
         task("t4", "elsewhere", state="FAILED", error_type="WORKER_DIED", node_id="n2"),
         task("t5", "call", state="FAILED", error_type="ACTOR_DIED", type="ACTOR_TASK"),
     ]
-    assert ray.failed_tasks(head.cluster) == ("lost (NODE_DIED)", "elsewhere (WORKER_DIED)")
-    assert ray.failed_tasks(head.cluster, ["n1"]) == ("lost (NODE_DIED)",)
+    assert ray.failed_tasks(head.cluster) == {"n1": ("lost (NODE_DIED)",), "n2": ("elsewhere (WORKER_DIED)",)}
+    assert ray.failed_tasks(head.cluster, accepted=["lost"]) == {"n2": ("elsewhere (WORKER_DIED)",)}
 
 
 # --- answers that are not whole --------------------------------------------------------------------
@@ -196,7 +201,7 @@ def test_what_ray_forgot_of_tasks_that_ended_is_no_error(head):
 
 def test_failures_are_counted_as_far_as_ray_lists_them_but_not_when_it_cannot_look(head):
     head.rows["tasks"] = [task(f"t{n}", state="FAILED", error_type="NODE_DIED") for n in range(LIMIT + 5)]
-    assert len(ray.failed_tasks(head.cluster)) == LIMIT
+    assert len(ray.failed_tasks(head.cluster)["n1"]) == LIMIT
     head.extra = {"warnings": ["Failed to query data from GCS"]}
     with pytest.raises(RayClusterError, match="Failed to query"):
         ray.failed_tasks(head.cluster)
@@ -264,6 +269,24 @@ def test_the_token_is_read_at_each_request_and_never_told(head, tmp_path):
     token_file.write_text("new-token\n")
     assert ray.version(cluster) == "2.60.0"
     assert ray.healthy(cluster)
+
+
+@pytest.mark.parametrize("content", [b"a-secret\nsecond", "a-sécret".encode(), b"a-secret \xff", b"\n"])
+def test_what_no_header_can_carry_is_refused_and_never_told(head, tmp_path: Path, content):
+    """The HTTP library would show it in its own error."""
+    token_file = tmp_path / "token"
+    token_file.write_bytes(content)
+    with pytest.raises(RayClusterError, match="holds no token") as caught:
+        ray.version(head.cluster.model_copy(update={"token_file": str(token_file)}))
+    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_an_address_with_a_password_is_refused():
+    for dashboard in ("http://user:password@head:8265", "http://user@head:8265"):
+        with pytest.raises(ValidationError, match="dashboard"):
+            RayCluster(name="ray", dashboard=dashboard)
+    assert RayCluster(name="ray", dashboard="http://head:8265/").dashboard == "http://head:8265/"
 
 
 def test_a_probe_has_the_token_of_its_cluster(head, tmp_path: Path):

@@ -9,8 +9,8 @@ import pytest
 from lab.ports import LOCALHOST, free_port, give_back
 from lab.processes import wait_until
 from lab.ray_cluster import LabRay
-from rules.errors import CommandError, RevokedError, StepFailedError
-from rules.fleet import CommandService, Fleet, Instance, InstanceState, ReleaseDirectory
+from rules.errors import CommandError, RevokedError, StepFailedError, UndoFailedError
+from rules.fleet import Fleet, InstanceState, ReleaseDirectory
 from rules.ray_actions import DrainNode, VerifyNode
 from rules.undo import RestoreNode
 from tasks import host as hosts
@@ -25,7 +25,7 @@ from tasks.application import (
 )
 from tasks.ray_cluster import RayClusterError
 from tasks.ray_node import drain_node, restore_node, stop_node, verify_node
-from tests.tasks.ray_head import FakeHead, actor, fake_head, node, task
+from tests.tasks.ray_head import FakeHead, actor, fake_head, node, task, told
 from tests.tasks.raying import DRIVER, SETTINGS, bring, change, hold, lab, recorded
 
 __all__ = ["lab", "recorded"]  # fixtures
@@ -59,8 +59,12 @@ def unfinished(lab: LabRay) -> list[ray_jobs.Job]:
     return [job for job in jobs if job and not job.has_ended]
 
 
-def verify(fleet: Fleet, old: str | None, *, release: str, actors: int = 0) -> str:
-    action = VerifyNode(instance=NODE, old_node_id=old, actors_before=actors, failed_tasks_before=0)
+def verify(
+    fleet: Fleet, old: str | None, *, release: str, actors: int = 0, accepted: tuple[str, ...] = ()
+) -> str:
+    action = VerifyNode(
+        instance=NODE, old_node_id=old, actors_before=actors, failed_tasks_before=0, accept_lost=accepted
+    )
     instance = fleet.instance(NODE)
     return verify_node(fleet, instance, action, release=release, still_wanted=wanted, settings=SETTINGS)
 
@@ -108,8 +112,8 @@ def test_a_node_at_work_is_updated_and_taken_back(lab, recorded):
     lost = rf"{before - 1} actors, {before} before; mortal \(NODE_DIED\) are lost"
     with pytest.raises(StepFailedError, match=lost):
         verify(lab.fleet, back.node_id, release="r2", actors=before)
-    # accepted beforehand, it does not count
-    words = verify(lab.fleet, back.node_id, release="r2", actors=before - 1)
+    words = verify(lab.fleet, back.node_id, release="r2", actors=before, accepted=("mortal",))
+    assert "none lost that was not accepted" in words
     assert f"node {new[:12]} has r2; canary job done there" in words
     assert "says: r2" in words
     assert not unfinished(lab)
@@ -138,7 +142,7 @@ def test_a_bad_release_comes_up_but_is_not_verified(lab, recorded):
     # actors than before are no loss where none died with the node: their users have ended them
     words = verify(with_canary(lab, ""), back.node_id, release="r3", actors=50)
     assert "linked r3" in words
-    assert "50 before, none lost" in words
+    assert "50 before, none lost that was not accepted" in words
 
 
 def test_an_idle_node_ends_by_itself_and_a_release_that_does_not_start_is_taken_back(lab, recorded):
@@ -247,15 +251,6 @@ def test_without_its_head_a_way_back_says_so_and_stops_nothing(lab):
 # --- drain, by a head that says what a real one cannot be brought to say ------------------------------
 
 
-def told(head: FakeHead, program: str = "true") -> Fleet:
-    """One node of a head that is none, where every command succeeds."""
-    nothing = CommandService(start=("true",), stop=("true",), status=("true",))
-    layout = ReleaseDirectory(root="/no/such/directory")
-    instance = Instance(name=NODE, layout=layout, service=nothing, probe=head.probe(NODE))
-    cluster = head.cluster.model_copy(update={"program": program})
-    return Fleet(application="ray", instances=(instance,), ray=cluster)
-
-
 def drain_told(fleet: Fleet, *, drain_s: float, between=wanted) -> str:
     action = DrainNode(instance=NODE, node_id="n1", drain_s=drain_s, reason="test")
     return drain_node(fleet, fleet.instance(NODE), action, still_wanted=between, settings=SETTINGS)
@@ -290,6 +285,70 @@ def test_a_node_that_holds_no_actor_has_longer_to_end_by_itself():
         # what else may keep it, such as objects in its memory, is not waited for to the deadline
         head.rows["nodes"] = [node("n1", NODE)]
         assert "actors still there: none" in drain_told(told(head), drain_s=4)
+
+
+def test_a_node_that_was_replaced_since_the_plan_is_not_taken_for_gone():
+    """The one in its place would be stopped with all that runs there."""
+    with fake_head() as head:
+        head.rows["nodes"] = [node("n1", NODE, state="DEAD"), node("n7", NODE, started=2)]
+        with pytest.raises(StepFailedError, match=r"node n1 is dead, and n7 .*nothing was drained"):
+            drain_told(told(head), drain_s=5)
+
+
+def verify_told(head: FakeHead, **before) -> str:
+    """Prove n2, in whose place n1 was; nothing is waited for."""
+    fleet = told(head)
+    head.rows["nodes"], head.jobs_ran_on = [node("n2", NODE, "r2")], "n2"
+    known = {"old_node_id": "n1", "actors_before": 0, "failed_tasks_before": 0, **before}
+    return verify_node(
+        fleet,
+        fleet.instance(NODE).model_copy(update={"start_timeout_s": 0.1}),
+        VerifyNode(instance=NODE, **known),
+        release="r2",
+        still_wanted=wanted,
+        settings=SETTINGS,
+    )
+
+
+def test_failures_of_before_and_on_other_nodes_are_not_laid_to_a_nodes_account():
+    failed = {"state": "FAILED", "error_type": "OUT_OF_MEMORY"}
+    with fake_head() as head:
+        head.rows["tasks"] = [task("t1", "eats", **failed), task("t2", node_id="n3", **failed)]
+        assert "1 failed tasks on this node, 1 before" in verify_told(head, failed_tasks_before=1)
+        assert "0 failed tasks on this node" in verify_told(head, accept_lost=("eats",))
+        head.rows["tasks"].append(task("t3", "cut", node_id="n2", state="FAILED", error_type="NODE_DIED"))
+        with pytest.raises(
+            StepFailedError, match=r"2 failed tasks on this node, 1 before, .*cut \(NODE_DIED\)"
+        ):
+            verify_told(head, failed_tasks_before=1)
+
+
+def test_an_actor_that_was_on_its_way_before_is_not_waited_for():
+    with fake_head() as head:
+        head.rows["actors"] = [actor("a1", "waits", state="RESTARTING", node_id=None), actor("a2")]
+        assert "2 actors, 2 before" in verify_told(head, actors_before=2, unsettled_before=("a1",))
+        with pytest.raises(StepFailedError, match="waits do not come back within 0.1 s"):
+            verify_told(head, actors_before=2)
+
+
+def test_what_is_taken_back_is_drained_before_its_link_changes(tmp_path):
+    """A task that is waited for imports by the link."""
+    program, seen = tmp_path / "ray", tmp_path / "seen"
+    (tmp_path / "current").symlink_to("releases/r2")
+    program.write_text(f"#!/bin/sh\nreadlink {tmp_path}/current >{seen}; exit 1\n")
+    program.chmod(0o755)
+    with fake_head() as head:
+        head.rows["nodes"] = [node("n1", NODE, "r2")]
+        fleet = told(head, str(program))
+        layout = ReleaseDirectory(root=str(tmp_path))
+        instance = fleet.instance(NODE).model_copy(update={"layout": layout, "start_timeout_s": 0.1})
+        # its service's commands do nothing, so no node comes back
+        step = RestoreNode(instance=NODE, release="r1", running="r1", node_id="n1")
+        head.dead_once = seen
+        with pytest.raises(UndoFailedError, match="does not come back on r1"):
+            restore_node(fleet, instance, step, settings=SETTINGS)
+    assert seen.read_text() == "releases/r2\n"
+    assert current_release(instance) == "r1"
 
 
 def test_a_drain_ends_when_the_deployment_may_not_go_on():
@@ -327,6 +386,7 @@ def test_the_token_goes_to_ray_by_its_environment_not_as_an_argument(tmp_path):
     token_file.write_text("a-secret\n")
     with fake_head() as head:
         head.token, head.rows["nodes"] = "a-secret", [node("n1", NODE)]
+        head.rows["actors"] = [actor("a1")]
         fleet = told(head, str(program))
         with_token = fleet.ray_cluster.model_copy(update={"token_file": str(token_file)})
         drain_told(fleet.model_copy(update={"ray": with_token}), drain_s=60)

@@ -8,7 +8,7 @@ import pytest
 
 from lab.processes import wait_until
 from lab.ray_workload import RayWorkload
-from rules.change import RayRelease
+from rules.change import RayRelease, ReleaseArchive
 from rules.errors import InvalidRequestError
 from rules.fleet import FleetState, InstanceState
 from tasks import ray_cluster as ray
@@ -16,11 +16,13 @@ from tasks import ray_jobs
 from tasks.fleet import observe_fleet
 from tasks.ray_cluster import RayClusterError
 from tasks.ray_survey import survey_ray
+from tests.tasks.ray_head import fake_head, node, task, told
 from tests.tasks.raying import change, lab
 
 __all__ = ["lab"]  # a fixture
 
 pytestmark = pytest.mark.xdist_group("ray")
+ARCHIVE = ReleaseArchive(path="/srv/code.tar.gz", sha256="c" * 64)
 
 
 def test_a_cluster_at_work_is_read_whole(lab):
@@ -73,6 +75,47 @@ def test_a_node_that_does_not_run_what_is_linked_is_refused(lab):
     apart = FleetState(instances={"node-1": InstanceState(release="r2", running="r1")})
     with pytest.raises(InvalidRequestError, match="node-1 runs r1, linked is r2"):
         survey_ray(change(lab, "r2"), lab.fleet, apart)
+
+
+def test_a_node_whose_release_could_not_be_read_is_not_taken_for_one_to_be_added():
+    """It would be stopped undrained, and left stopped by the way back."""
+    wanted = RayRelease(cluster="ray", release="r2", artefact=ARCHIVE)
+    with fake_head() as head:
+        fleet, absent = (
+            told(head),
+            FleetState(instances={"node-1": InstanceState(release="r1", running=None)}),
+        )
+        head.rows["nodes"] = [node("n1", "node-1", "")]
+        with pytest.raises(InvalidRequestError, match=r"could be read: node-1; .*any more: none"):
+            survey_ray(wanted, fleet, absent)
+        head.rows["nodes"] = []
+        there = FleetState(instances={"node-1": InstanceState(release="r1", running="r1")})
+        with pytest.raises(InvalidRequestError, match=r"could be read: none; not there any more: node-1"):
+            survey_ray(wanted, fleet, there)
+
+
+def test_a_node_that_does_not_say_whose_it_is_may_be_the_one_to_be_added():
+    wanted = RayRelease(cluster="ray", release="r2", artefact=ARCHIVE, nodes=("node-1",))
+    with fake_head() as head:
+        fleet, absent = (
+            told(head),
+            FleetState(instances={"node-1": InstanceState(release=None, running=None)}),
+        )
+        assert survey_ray(wanted, fleet, absent).strangers == ()
+        head.rows["nodes"] = [node("n1")]
+        with pytest.raises(InvalidRequestError, match=r"service of node-1 runs already, .*\(10\.77\.0\.2\)"):
+            survey_ray(wanted, fleet, absent)
+        assert survey_ray(wanted.model_copy(update={"nodes": ()}), fleet, absent).strangers[0].node_id == "n1"
+
+
+def test_failures_are_counted_by_node_without_those_that_are_accepted():
+    wanted = RayRelease(cluster="ray", release="r2", artefact=ARCHIVE, accept_lost=("mine",))
+    failed = {"state": "FAILED", "error_type": "OUT_OF_MEMORY"}
+    with fake_head() as head:
+        head.rows["nodes"] = [node("n1", "node-1")]
+        head.rows["tasks"] = [task("t1", **failed), task("t2", "mine", **failed)]
+        before = FleetState(instances={"node-1": InstanceState(release="r1", running="r1")})
+        assert survey_ray(wanted, told(head), before).failed_tasks == {"n1": 1}
 
 
 # --- jobs ----------------------------------------------------------------------------------------------

@@ -145,6 +145,17 @@ def test_a_key_that_others_may_read_is_not_used(lab, server, mode):
         lab.admin_key_file.chmod(0o600)
 
 
+@pytest.mark.parametrize("content", ["", "two\nlines", "schlüssel"])
+def test_a_key_that_no_header_takes_is_not_used_and_not_shown(lab, server, content):
+    lab.admin_key_file.write_text(content)
+    try:
+        with pytest.raises(ModelServerError, match="one line of ASCII") as raised:
+            sglang.weight_checksums(server)
+        assert not content or content not in str(raised.value)
+    finally:
+        lab.admin_key_file.write_text(f"{KEY}\n")
+
+
 def test_a_key_file_that_is_not_there_is_said(server):
     with pytest.raises(ModelServerError, match="cannot be read"):
         sglang.weight_checksums(server.model_copy(update={"admin_key_file": "/nonexistent/key"}))
