@@ -46,6 +46,7 @@ class Look(Frozen):
         alerts: that began since the rollout did.
         journal_errors: lines of errors that the units concerned wrote since the look before.
         provider_error: why metrics could not be read; empty: they could.
+        is_counted: whether anybody counts the requests; without a balancer nobody does.
     """
 
     at: datetime
@@ -56,6 +57,7 @@ class Look(Frozen):
     alerts: tuple[Alert, ...] = ()
     journal_errors: Count = 0
     provider_error: str = ""
+    is_counted: bool = True
 
     @property
     def counts(self) -> Counts:
@@ -176,7 +178,7 @@ def _warnings(watch: Watch) -> Iterator[str]:
         return
     if look.provider_error:
         yield f"metrics cannot be read: {look.provider_error}"
-    elif not any(counts.requests for counts in watch.recent[-_SILENT_LOOKS:]):
+    elif look.is_counted and not any(counts.requests for counts in watch.recent[-_SILENT_LOOKS:]):
         yield f"no request in the last {len(watch.recent[-_SILENT_LOOKS:])} looks"
     yield from (alert.in_words for alert in _alerts(watch, "warning"))
     if look.journal_errors:

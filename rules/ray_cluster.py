@@ -41,8 +41,8 @@ class RayNodeProbe(Frozen):
 
     @property
     def url(self) -> str:
-        """What is asked whether the cluster answers at all."""
-        return f"{self.dashboard.rstrip('/')}/api/gcs_healthz"
+        """Where the cluster lists its nodes."""
+        return f"{self.dashboard.rstrip('/')}/api/v0/nodes"
 
 
 class RayNode(Frozen):

@@ -31,13 +31,21 @@ def rolling_findings(plan: Plan, strategy: Rolling, fleet: Fleet) -> dict[str, F
     """Return a finding for each item of a rolling update's checklist, by the item's id."""
     members = serving(fleet, plan.before)
     return {
-        "rolling-two-serve": Finding.judged(f"{len(members)} serve users.", ok=len(members) > 1),
-        "rolling-enough-left": _enough_left(strategy, len(members)),
+        "rolling-two-serve": _only_adds(plan, fleet)
+        or Finding.judged(f"{len(members)} serve users.", ok=len(members) > 1),
+        "rolling-enough-left": _only_adds(plan, fleet) or _enough_left(strategy, len(members)),
         "rolling-all-healthy": all_serve(members, plan.before),
         "rolling-drain-and-rejoin": _drained_and_rejoined(plan, strategy, fleet),
         "rolling-observed": _observed(plan),
         "rolling-way-back": _batches_go_back(plan, fleet),
     }
+
+
+def _only_adds(plan: Plan, fleet: Fleet) -> Finding | None:
+    """Return the finding for a plan that takes no node of a cluster out; None: it does."""
+    if fleet.ray is None or any(isinstance(step.action, DrainNode) for step in plan.steps):
+        return None
+    return Finding.not_applicable("nodes are added, and none is taken out.")
 
 
 def all_serve(members: tuple[Instance, ...], before: FleetState) -> Finding:
@@ -70,7 +78,8 @@ def _drained_and_rejoined(plan: Plan, strategy: Rolling, fleet: Fleet) -> Findin
     served = {instance.name for instance in serving(fleet, plan.before)}
     bare = [name for name in sorted(plan.touched & served) if not _is_drained(_steps_of(plan, name))]
     not_so = ", ".join(bare) or "none"
-    words = f"each drained for up to {strategy.drain_s:g} s, updated, rejoined; not so: {not_so}."
+    drain_s = fleet.ray.drain_s if fleet.ray else strategy.drain_s
+    words = f"each drained for up to {drain_s:g} s, updated, rejoined; not so: {not_so}."
     return Finding.judged(words, ok=not bare)
 
 

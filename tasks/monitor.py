@@ -19,6 +19,7 @@ from rules.journal_errors import units_by_host
 from rules.monitoring import Look, MonitoringVerdict, Watch, decide
 from rules.provider import ProviderError
 from rules.traffic import Counts
+from tasks import ray_cluster
 from tasks.alertmanager import alerts_since
 from tasks.application import running_release
 from tasks.assessment import compared_now
@@ -126,15 +127,17 @@ def _look(known: Known, view: JournalView, services: Services, *, policy: Monito
     if counters and known.counters:
         new = counters.since(known.counters)
     comparisons, provider_error = _comparisons(view, services)
+    probes, unknown = _probes(view)
     look = Look(
         at=at,
-        probes=_probes(view),
+        probes=probes,
         requests=new.requests,
         errors=min(new.errors, new.requests),
         comparisons=comparisons,
         alerts=_alerts(view, services),
         journal_errors=_journal_errors(view, known.at),
-        provider_error=provider_error,
+        provider_error=provider_error or unknown,
+        is_counted=view.opened.fleet.route is not None,
     )
     watch = known.watch.after(look, policy)
     return look, Known(watch=watch, counters=counters or known.counters, at=at)
@@ -155,16 +158,21 @@ def _comparisons(view: JournalView, services: Services) -> tuple[tuple[Compariso
     return judged, away[0] if away else ""
 
 
-def _probes(view: JournalView) -> dict[str, bool]:
+def _probes(view: JournalView) -> tuple[dict[str, bool], str]:
+    """Return who answers, and why that cannot be told of some."""
     database = view.opened.database
     found = {"database": database_answers(database, deployment=view.opened.deployment)} if database else {}
     try:
         serving = serving_now(view.opened.fleet)
     except (BalancerError, CommandError) as error:
         log.warning("who serves users is not known: %s", error)
-        return found
+        return found, ""
+    cluster = view.opened.fleet.ray
+    if cluster and not ray_cluster.healthy(cluster):
+        # what nobody can be asked about is not down, and without the head nothing could be taken back
+        return found, f"the head of the Ray cluster does not answer at {cluster.dashboard}"
     serving = (*serving, *_promised_nodes(view))
-    return {**found, **{instance.name: running_release(instance) is not None for instance in serving}}
+    return {**found, **{i.name: running_release(i) is not None for i in serving}}, ""
 
 
 def _promised_nodes(view: JournalView) -> tuple[Instance, ...]:

@@ -66,14 +66,16 @@ def plan_now(change: Change, strategy: Strategy, opened: Opened, settings: Setti
 
 
 def renewed(plan: Plan, opened: Opened, settings: Settings) -> Plan:
-    """Return the plan with the database's state as it is now: what a way back will be compared with.
+    """Return the plan with the system's state as it is now: what a way back will be compared with.
 
     Between the plan and its first step lie a rehearsal, a person's approval and backups.
 
     Raises:
-        WorldMovedError: the database is not what the plan was made for; nothing was changed.
-        InvalidRequestError: an application is, meanwhile, not one that the change may go with.
+        WorldMovedError: the system is not what the plan was made for; nothing was changed.
+        InvalidRequestError: it has become one that the change may not go with.
     """
+    if isinstance(plan.change, RayRelease) and plan.steps:
+        return _renewed_nodes(plan, plan.change, opened)
     if plan.database is None or not plan.steps:
         return plan
     database, change = opened.changed_database, plan.change
@@ -88,6 +90,18 @@ def renewed(plan: Plan, opened: Opened, settings: Settings) -> Plan:
     if isinstance(change, SchemaChange):
         _refuse_applications(change, opened, settings)
     return plan.model_copy(update={"database": _with_queries(now, database, opened)})
+
+
+def _renewed_nodes(plan: Plan, change: RayRelease, opened: Opened) -> Plan:
+    """Return the plan for the nodes, actors and tasks of now; an actor may have begun that would be lost."""
+    before = observe_fleet(opened.fleet)
+    if moved := before.differences(plan.before):
+        raise WorldMovedError(
+            f"Since the plan was made the cluster has changed: {'; '.join(moved)}. Nothing was changed "
+            "by this deployment; deploy again."
+        )
+    situation = survey_ray(change, opened.fleet, before)
+    return plan_ray(change, plan.strategy, opened.fleet, before, situation=situation)
 
 
 def _with_queries(state: DatabaseState, database: Database, opened: Opened) -> DatabaseState:

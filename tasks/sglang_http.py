@@ -167,7 +167,7 @@ def _admin_key(url: str, path: str) -> str:
             url,
             None,
             f"was not asked: the key file {path} has mode {mode:04o} and belongs to user {found.st_uid}",
-            advice=f"It must hold one line of ASCII, belong to user {os.geteuid()} and have mode 0600 or 0400.",
+            advice=f"It must hold one line of ASCII, belong to user {os.geteuid()}, have mode 0600 or 0400.",
         )
     return key
 

@@ -140,7 +140,7 @@ def test_nodes_are_added_after_the_update_and_others_drained_and_stopped_last():
 def test_a_rolling_update_passes_the_strategys_checklist():
     planned = plan(nodes=("w2", "w3"), running=("w1", "w2"))
     findings = strategy_findings(planned, cluster(), requests_per_s=None)
-    assert {name: found.words for name, found in findings.items() if found.result != "passed"} == {}
+    assert {name: found.evidence for name, found in findings.items() if found.result != "passed"} == {}
 
 
 def test_in_place_updates_just_one_node():
@@ -244,3 +244,12 @@ def test_there_is_nothing_to_do_where_all_nodes_have_it():
     of = cluster()
     before = state(of, {"w1": NEW, "w2": NEW})
     assert plan_ray(CHANGE, Rolling(), of, before, situation=situation(of, before)).steps == ()
+
+
+def test_nodes_may_be_added_to_a_single_one_by_the_strategys_checklist():
+    of, change = cluster(2), CHANGE.model_copy(update={"nodes": ("w1", "w2")})
+    before = state(of, {"w1": NEW})
+    planned = plan_ray(change, Rolling(), of, before, situation=situation(of, before))
+    assert ("restart_service", "w2") in done_to(planned)
+    findings = strategy_findings(planned, of, requests_per_s=None)
+    assert {found.result for found in findings.values()} == {"passed", "not_applicable"}

@@ -332,7 +332,7 @@ def test_a_node_is_asked_for_where_its_cluster_lists_it(local):
         asked = local.model_copy(update={"probe": head.probe("node-1")})
         assert running_release(asked) == "r1"
         assert wait_until_ready(asked, "r1", timeout_s=5) < 5
-        with pytest.raises(NotReadyError, match=r"release r1 answers at http://.*/api/gcs_healthz"):
+        with pytest.raises(NotReadyError, match=r"release r1 answers at http://.*/api/v0/nodes"):
             wait_until_ready(asked, "r2", timeout_s=0)
         head.rows["nodes"] = []
         assert running_release(asked) is None

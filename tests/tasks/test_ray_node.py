@@ -317,9 +317,7 @@ def test_failures_of_before_and_on_other_nodes_are_not_laid_to_a_nodes_account()
         assert "1 failed tasks on this node, 1 before" in verify_told(head, failed_tasks_before=1)
         assert "0 failed tasks on this node" in verify_told(head, accept_lost=("eats",))
         head.rows["tasks"].append(task("t3", "cut", node_id="n2", state="FAILED", error_type="NODE_DIED"))
-        with pytest.raises(
-            StepFailedError, match=r"2 failed tasks on this node, 1 before, .*cut \(NODE_DIED\)"
-        ):
+        with pytest.raises(StepFailedError, match=r"2 failed tasks on this .*cut \(NODE_DIED\)"):
             verify_told(head, failed_tasks_before=1)
 
 
@@ -327,7 +325,7 @@ def test_an_actor_that_was_on_its_way_before_is_not_waited_for():
     with fake_head() as head:
         head.rows["actors"] = [actor("a1", "waits", state="RESTARTING", node_id=None), actor("a2")]
         assert "2 actors, 2 before" in verify_told(head, actors_before=2, unsettled_before=("a1",))
-        with pytest.raises(StepFailedError, match="waits do not come back within 0.1 s"):
+        with pytest.raises(StepFailedError, match=r"waits do not come back within 0\.1 s"):
             verify_told(head, actors_before=2)
 
 
