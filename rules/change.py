@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
@@ -270,8 +272,12 @@ class ModelRelease(Frozen):
 
     @property
     def id(self) -> str:
-        """What makes it the same change in another environment: component, release and content."""
-        return f"{self.component}:{self.release}:{self.artefact.sha256}"
+        """What makes it the same change in another environment: component, release, content and flags."""
+        same = f"{self.component}:{self.release}:{self.artefact.sha256}"
+        if not self.flags:
+            return same
+        flags = json.dumps(self.flags, sort_keys=True).encode()
+        return f"{same}:{hashlib.sha256(flags).hexdigest()[:16]}"
 
     @property
     def target(self) -> str:

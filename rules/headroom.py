@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from rules.environment import GateLimits
 from rules.finding import Finding, worst
@@ -11,21 +11,25 @@ from rules.host_metrics import Gpu, HostUse
 _MIB = 1 << 20
 
 
-def judge_headroom(used: HostUse, limits: GateLimits) -> Finding:
+def judge_headroom(used: HostUse, limits: GateLimits, *, own_gpus: Collection[int] = ()) -> Finding:
     """Return whether one host has headroom; what it cannot say is unknown, and no GPU is fine.
 
-    CPU, memory, the file systems in `used.disks` and each GPU's memory are judged.
+    CPU, memory, the file systems in `used.disks` and each GPU's memory are judged, without the GPUs that a
+    model's own servers claim: they are full by design, and the plan compares them with what it needs.
     """
-    return worst(tuple(_judged(used, limits)))
+    return worst(tuple(_judged(used, limits, own_gpus)))
 
 
-def _judged(used: HostUse, limits: GateLimits) -> Iterator[Finding]:
+def _judged(used: HostUse, limits: GateLimits, own_gpus: Collection[int]) -> Iterator[Finding]:
     yield _at_most(f"{used.host}: CPU in use", used.cpu_ratio, limits.max_cpu_ratio)
     yield _free(f"{used.host}: memory", used.memory_ratio, limits.min_memory_free_ratio)
     for path, ratio in sorted(used.disks.items()):
         yield _free(f"{used.host}: disk of {path}", ratio, limits.min_disk_free_ratio)
     for gpu in used.gpus:
-        yield _judged_gpu(used.host, gpu, limits)
+        if gpu.index in own_gpus:
+            yield Finding.passed(f"{used.host}: GPU {gpu.index} is the model's own, judged by the plan")
+        else:
+            yield _judged_gpu(used.host, gpu, limits)
     if not used.gpus:
         yield Finding.passed(f"{used.host}: no GPU ({used.gpu_note or 'none found'})")
 

@@ -134,7 +134,7 @@ def _update(
         # where others serve meanwhile, users never see a model that is not verified
         is_cut = name in cuts_traffic and not (name in hot and is_alone)
         if is_cut:
-            yield drained(name, limits.drain_s)
+            yield drained(name, limits.drain_s, before)
         if name in hot:
             yield from _swapped(change, instance, before)
         else:
@@ -142,7 +142,7 @@ def _update(
             yield from _restarted(change, instance, before, limits=limits, notice=notice)
         yield from _verified(change, instance, fleet, server)
         if is_cut:
-            yield rejoined(name, limits.drain_s)
+            yield rejoined(name, limits.drain_s, before)
 
     return update
 

@@ -202,23 +202,25 @@ def _rolling(strategy: Rolling, fleet: Fleet, before: FleetState, *, update: Upd
         batch = members[start : start + strategy.batch_size]
         names = tuple(instance.name for instance in batch)
         if fleet.route:
-            yield from (drained(name, strategy.drain_s) for name in names)
+            yield from (drained(name, strategy.drain_s, before) for name in names)
         yield from chain.from_iterable(update(instance) for instance in batch)
         if fleet.route:
-            yield from (rejoined(name, strategy.drain_s) for name in names)
+            yield from (rejoined(name, strategy.drain_s, before) for name in names)
         observe = ObserveBatch(instances=names, observe_s=strategy.observe_s, limits=limits)
         yield step_of(f"observe {', '.join(names)}", observe)
 
 
-def drained(name: str, drain_s: float) -> Step:
+def drained(name: str, drain_s: float, before: FleetState) -> Step:
     """Return the step that takes an instance out of the balancer."""
-    back = RestoreServer(instance=name, admin="ready", drain_s=drain_s)
+    answered = before.instances[name].running is not None
+    back = RestoreServer(instance=name, admin="ready", drain_s=drain_s, answered=answered)
     return step_of(f"{name}: drain", DrainServer(instance=name, drain_s=drain_s), back)
 
 
-def rejoined(name: str, drain_s: float) -> Step:
+def rejoined(name: str, drain_s: float, before: FleetState) -> Step:
     """Return the step that gives an instance traffic again."""
-    back = RestoreServer(instance=name, admin="maint", drain_s=drain_s)
+    answered = before.instances[name].running is not None
+    back = RestoreServer(instance=name, admin="maint", drain_s=drain_s, answered=answered)
     return step_of(f"{name}: rejoin", RejoinServer(instance=name), back)
 
 

@@ -38,12 +38,15 @@ class RemoveRehearsal(Frozen):
 
 
 class RestoreServer(Frozen):
-    """Bring an instance's balancer state back; `ready` only once the instance answers its probe."""
+    """Bring an instance's balancer state back; `ready` only once it answers its probe, if it did before."""
 
     undo: Literal["restore_server"] = "restore_server"
     instance: Name
     admin: AdminState
     drain_s: float = 30.0
+    answered: bool = Field(
+        default=True, description="before: one that did not answer comes back as it was, unprobed"
+    )
 
     def describe(self) -> str:
         """Return this step in words."""

@@ -36,22 +36,33 @@ def headroom_findings(
         unseen = Finding.not_applicable("no host is declared: neither an application's nor the database's.")
         return {"headroom": unseen, "network-bandwidth": unseen}
     return {
-        "headroom": worst(_headroom_of_all(hosts, limits)),
+        "headroom": worst(_headroom_of_all(hosts, limits, fleet)),
         # one after the other: together they would share the worker's own link
         "network-bandwidth": worst(tuple(_bandwidth(host, limits, settings) for host in hosts)),
     }
 
 
-def _headroom_of_all(hosts: dict[HostAddress, tuple[str, ...]], limits: GateLimits) -> tuple[Finding, ...]:
+def _headroom_of_all(
+    hosts: dict[HostAddress, tuple[str, ...]], limits: GateLimits, fleet: Fleet
+) -> tuple[Finding, ...]:
     with ThreadPoolExecutor(min(_MOST_CONNECTIONS, len(hosts))) as threads:
-        return tuple(threads.map(lambda host: _headroom(host, hosts[host], limits), hosts))
+        return tuple(threads.map(lambda host: _headroom(host, hosts[host], limits, fleet), hosts))
 
 
-def _headroom(host: HostAddress, paths: tuple[str, ...], limits: GateLimits) -> Finding:
+def _headroom(host: HostAddress, paths: tuple[str, ...], limits: GateLimits, fleet: Fleet) -> Finding:
     try:
-        return judge_headroom(_use(host, paths), limits)
+        used = _use(host, paths)
+        return judge_headroom(used, limits, own_gpus=_own_gpus(fleet, host, used))
     except DeployError as error:
         return Finding.unknown(f"{host.name} cannot be asked what it has in use: {error}")
+
+
+def _own_gpus(fleet: Fleet, host: HostAddress, used: HostUse) -> frozenset[int]:
+    """Return the GPUs of a host that the servers of a model use; one that names none uses all."""
+    if fleet.serving is None:
+        return frozenset()
+    every = tuple(gpu.index for gpu in used.gpus)
+    return frozenset(gpu for i in fleet.instances if i.host == host for gpu in i.gpus or every)
 
 
 def _use(host: HostAddress, paths: tuple[str, ...]) -> HostUse:

@@ -97,7 +97,9 @@ def _restore_server(step: RestoreServer, fleet: Fleet, *, settings: Settings) ->
     address, backend, server = place(fleet, fleet.instance(step.instance))
     if haproxy.server_admin(address, backend, server) == step.admin:
         return
-    if step.admin == "ready":
+    if step.admin == "ready" and not step.answered:
+        haproxy.set_admin(address, backend, server, step.admin)  # its own checks keep users away, as before
+    elif step.admin == "ready":
         # HAProxy would send it users at once, on the strength of a check from before it was taken out
         if running_release(fleet.instance(step.instance)) is None:
             raise UndoFailedError(

@@ -147,3 +147,11 @@ def test_no_gpu_anywhere_is_absent_and_one_host_with_gpus_speaks_for_them():
     assert {reading.status for reading in gpu_readings([used(), used(host="green")])} == {"absent"}
     ratio, memory = gpu_readings([used(), used(host="green", gpus=(GPU, gpu(90)))])
     assert (ratio.value, memory.value, memory.note) == (0.5, 0.9, "worst: green")
+
+
+def test_a_gpu_that_the_models_own_servers_claim_is_full_by_design():
+    full = used(gpus=(gpu(99),))
+    assert judge_headroom(full, GateLimits()).result == "failed"
+    found = judge_headroom(full, GateLimits(), own_gpus={gpu(99).index})
+    assert found.result == "passed"
+    assert "the model's own" in found.evidence

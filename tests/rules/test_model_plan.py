@@ -214,3 +214,23 @@ def test_the_last_one_that_takes_requests_is_alone_whoever_else_stands_beside_it
     before = state(members)
     before = before.model_copy(update={"instances": {**before.instances, "blue-2": dead}})
     assert plan(InPlace(instance="blue-1"), OTHER_TENSORS, members=members, before=before).interruptions
+
+
+def test_other_flags_are_another_change_that_staging_has_not_vouched_for():
+    fp8 = CHANGE.model_copy(update={"flags": {"quantization": "fp8"}})
+    assert CHANGE.id != fp8.id
+    assert CHANGE.id == CHANGE.model_copy(update={"way": "restart"}).id
+    two = {"context-length": 1, "tp-size": 2}
+    turned = dict(reversed(two.items()))
+    ids = {CHANGE.model_copy(update={"flags": flags}).id for flags in (two, turned)}
+    assert len(ids) == 1
+
+
+def test_a_server_that_did_not_answer_before_comes_back_to_the_balancer_as_it_was():
+    members = fleet(blue=1)
+    before = state(members)
+    dead = before.instances["blue-1"].model_copy(update={"running": None})
+    before = before.model_copy(update={"instances": {**before.instances, "blue-1": dead}})
+    planned = plan(InPlace(instance="blue-1"), OTHER_TENSORS, members=members, before=before)
+    drains = [step.undo for step in planned.steps if step.action.action == "drain_server"]
+    assert all(not undo.answered for undo in drains)
