@@ -52,7 +52,7 @@ class GateLimits(Frozen):
         default=1_000_000.0, description="from the worker to each host"
     )
     staging_bake_s: Seconds = Field(
-        default=24 * 3600.0, description="a staging deployment counts once it was good this long"
+        default=24 * 3600.0, description="a staging deployment counts once it was watched, and good this long"
     )
     required_dashboards: tuple[str, ...] = Field(default=(), description="uids of Grafana dashboards")
     required_alert_rules: tuple[str, ...] = Field(

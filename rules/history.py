@@ -85,7 +85,7 @@ def completed_in_staging(
 ) -> DeploymentRecord | None:
     """Return the newest deployment of the same change to staging that proved good; None: there is none.
 
-    Completed is good, if anybody watched it; so is promoted, or replaced by a newer one, after it was good
+    If anybody watched it, completed is good; so is promoted, or replaced by a newer one, after it was good
     for a while. Where no while is asked for, nobody need have watched.
 
     Args:
@@ -100,9 +100,11 @@ def completed_in_staging(
 
 
 def _proved_good(record: DeploymentRecord, *, now: datetime, bake_s: float) -> bool:
+    # without a worker for its monitoring the time runs out all the same, and proves nothing
+    if record.windows_watched == 0 and bake_s > 0:
+        return False
     if record.state == "completed":
-        # without a worker for its monitoring the time runs out all the same, and proves nothing
-        return record.windows_watched != 0 or bake_s == 0
+        return True
     if record.promoted_at is None or record.state not in {"promoted", "superseded"}:
         return False
     until = now if record.state == "promoted" else record.ended_at

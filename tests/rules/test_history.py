@@ -93,6 +93,7 @@ def test_of_two_records_of_one_deployment_the_one_that_goes_further_counts():
         ),
         ({"windows_watched": 96}, True),
         ({"windows_watched": 0}, False),  # completed by the clock: no worker ran what was scheduled
+        ({"windows_watched": 0, "state": "promoted", "promoted_at": NOW - timedelta(hours=3)}, False),
         ({"state": "rolled_back", "ended_at": NOW}, False),
         ({"state": "running", "promoted_at": None}, False),
         ({"stage": "development"}, False),
