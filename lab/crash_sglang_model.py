@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ class CrashLab:
     def __init__(self, directory: Path, strategy: str) -> None:
         self._strategy = _STRATEGIES[strategy]
         self._way = "hot_swap" if strategy == "hot_swap" else "restart"
-        self.model = LabSglang(directory / "chat", blue=2 if strategy == "rolling" else 1, green=1)
+        real = os.environ.get("SGLANG_REAL") == "1"  # for hot swaps: a start takes it half a minute
+        blue = 2 if strategy == "rolling" else 1
+        self.model = LabSglang(directory / "chat", blue=blue, green=1, real=real)
         self._staging = Staging(directory / "evidence", release=_RELEASE)
         self._load: PromptLoad | None = None
         self._change: ModelRelease | None = None

@@ -113,7 +113,7 @@ def ensure_mounted(zfs: ZfsDataset, *, settings: Settings) -> None:
         CommandError: it cannot be mounted.
     """
     if zfs.dataset not in snapshots.mountpoints(zfs, settings=settings):
-        snapshots.command(zfs, ("mount", zfs.dataset), settings)
+        snapshots.mount(zfs, zfs.dataset, settings=settings)
 
 
 # --- notes in the cluster's directory --------------------------------------------------------------

@@ -172,7 +172,7 @@ def _zfs_clone(original: _Original) -> Iterator[Database]:
         zfs.command(dataset, ("clone", *properties, snapshot, clone), settings)
         mounted = zfs.command(dataset, ("get", "-Hp", "-o", "value", "mounted", clone), settings).stdout
         if mounted.strip() != "yes":
-            zfs.command(dataset, ("mount", clone), settings)
+            zfs.mount(dataset, clone, settings=settings)
         with original.serve(Path(copied), programs) as served:
             yield served
     finally:

@@ -93,7 +93,7 @@ def reading(zfs: ZfsDataset, snapshot: str, *, settings: Settings) -> Iterator[s
         command(zfs, ("clone", *properties, snapshot, clone), settings)
         mounted = command(zfs, ("get", "-Hp", "-o", "value", "mounted", clone), settings).stdout.strip()
         if mounted != "yes":
-            command(zfs, ("mount", clone), settings)
+            mount(zfs, clone, settings=settings)
         yield place
     finally:
         remove_leftovers(zfs, settings=settings)
@@ -285,12 +285,23 @@ def _is_allowed(zfs: ZfsDataset, settings: Settings) -> bool:
     return may_snapshot(allowed, user=user, groups=groups)
 
 
-def _patiently(zfs: ZfsDataset, words: tuple[str, ...], settings: Settings) -> None:
+def mount(zfs: ZfsDataset, dataset: str, *, settings: Settings) -> None:
+    """Mount a file system of the dataset's host.
+
+    Raises:
+        CommandError: it cannot be mounted, or is still busy after 15 seconds.
+    """
+    _patiently(zfs, ("mount", dataset), settings, fine="already mounted")
+
+
+def _patiently(
+    zfs: ZfsDataset, words: tuple[str, ...], settings: Settings, *, fine: str = "does not exist"
+) -> None:
     """Run `zfs` again while it says busy, which it does for a moment after files were closed."""
     deadline = time.monotonic() + BUSY_PATIENCE_S
     while True:
         finished = command(zfs, words, settings, check=False)
-        if finished.returncode == 0 or "does not exist" in finished.stderr:
+        if finished.returncode == 0 or fine in finished.stderr:
             return
         if "busy" not in finished.stderr or time.monotonic() >= deadline:
             raise CommandError(finished.argv, zfs.host.name, finished.returncode, finished.output)
