@@ -153,7 +153,8 @@ def _stage(deployment: OpenDeployment, change: FleetChange, instance: Instance) 
 
 
 def _restart(deployment: OpenDeployment, change: FleetChange, instance: Instance) -> None:
-    deployment.stopped_at[instance.name] = time.monotonic()
+    if not isinstance(change, ApplicationRelease):  # which is back at once
+        deployment.stopped_at[instance.name] = time.monotonic()
     match change:
         case RayRelease():
             restart_node(deployment, instance)

@@ -37,7 +37,9 @@ def test_a_cluster_at_work_is_read_whole(lab):
     assert found.strangers == ()
     assert {task.name for task in found.tasks} == {"repeatable"}
     assert {task.node_id for task in found.tasks} <= {node.node_id for node in found.nodes.values()}
-    lives = {actor.name: (actor.max_restarts, actor.is_last_life) for actor in found.actors}
+    # a job that another test has left waiting may run late, and its driver counts as an actor
+    own = [actor for actor in found.actors if not actor.name.startswith("job ")]
+    lives = {actor.name: (actor.max_restarts, actor.is_last_life) for actor in own}
     assert lives == {"counter-1": (-1, False), "mortal": (0, True)}
 
 
