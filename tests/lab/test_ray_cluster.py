@@ -100,7 +100,7 @@ def test_nodes_are_alive_with_their_labels_and_a_spare_has_nothing(ray):
         assert {**seen[name], "staged": ["r1"]} == {**R1, "labels": labels(name, "r1")}
     assert [instance.name for instance in ray.fleet.instances] == ["node-1", "node-2", "node-3"]
     probe = ray.fleet.instance("node-1").probe
-    assert httpx.get(probe.url, trust_env=False).text == "success"
+    assert httpx.get(probe.url, trust_env=False).json()["result"] is True
 
 
 def test_the_program_that_deployments_run_reaches_the_cluster(ray):
