@@ -7,7 +7,7 @@ from typing import ClassVar, cast
 from prefect.blocks.core import Block
 from pydantic import BaseModel, ConfigDict, Field
 
-from blocks.haproxy import HAProxy
+from blocks.haproxy import load_route
 from blocks.host import address_of
 from rules.fleet import (
     CommandService,
@@ -19,7 +19,6 @@ from rules.fleet import (
     SmokeTest,
     SystemdService,
 )
-from rules.traffic import Route
 
 
 class Member(BaseModel):
@@ -60,14 +59,10 @@ class Application(Block):
         Raises:
             ValueError: a block it names does not exist, or its parts do not fit together.
         """
-        route = None
-        if self.balancer:
-            balancer = cast("HAProxy", HAProxy.load(self.balancer))
-            route = Route(balancer=balancer.data(address_of(balancer.host)), key=self.route or name)
         return Fleet(
             application=name,
             instances=tuple(_instance(member) for member in self.members),
-            route=route,
+            route=load_route(self.balancer, self.route or name),
             smoke_tests=tuple(self.smoke_tests),
             smoke_script=self.smoke_script,
         )

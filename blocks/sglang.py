@@ -7,7 +7,7 @@ from typing import ClassVar, cast
 from prefect.blocks.core import Block
 from pydantic import BaseModel, ConfigDict, Field
 
-from blocks.haproxy import HAProxy
+from blocks.haproxy import load_route
 from blocks.host import address_of
 from rules.fleet import (
     CommandService,
@@ -19,7 +19,6 @@ from rules.fleet import (
     SystemdService,
 )
 from rules.serving import DeclaredPrompt, FlagValue, ModelServing, ServingLimits, refuse_flags
-from rules.traffic import Route
 
 
 class ModelServer(BaseModel):
@@ -78,14 +77,10 @@ class SovereignModel(Block):
             InvalidRequestError: a flag is a secret, or ours to set: the journal keeps what is returned here.
         """
         refuse_flags(self.flags)
-        route = None
-        if self.balancer:
-            balancer = cast("HAProxy", HAProxy.load(self.balancer))
-            route = Route(balancer=balancer.data(address_of(balancer.host)), key=self.route or name)
         return Fleet(
             application=name,
             instances=tuple(_instance(server) for server in self.servers),
-            route=route,
+            route=load_route(self.balancer, self.route or name),
             smoke_tests=tuple(self.smoke_tests),
             serving=ModelServing(
                 flags=self.flags,

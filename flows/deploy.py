@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from functools import partial
 from typing import assert_never, cast
 
 from prefect import flow, get_run_logger, task
@@ -40,7 +40,7 @@ from tasks.baseline import measure_baseline
 from tasks.checklist import refuse_unknown_rows, run_checklist
 from tasks.deployment import OpenDeployment, supersede_promoted
 from tasks.monitoring import schedule_monitoring
-from tasks.pause import is_paused, proceed
+from tasks.pause import hear, proceed
 from tasks.planning import plan_now
 from tasks.prefect_api import PrefectApi
 from tasks.report import publish_checklist, publish_comparison
@@ -180,17 +180,9 @@ def _measured(deployment: OpenDeployment, services: Services, *, window_s: float
         window_s=window_s,
         prometheus=services.prometheus,
         metrics=deployment.opened.environment.metrics,
-        still_wanted=_hearing(deployment),
+        # a pause is written down now; measuring changes nothing and goes on
+        still_wanted=partial(hear, deployment),
     )
-
-
-def _hearing(deployment: OpenDeployment) -> Callable[[], None]:
-    def hear() -> None:
-        deployment.prove_ours()
-        deployment.heed()
-        is_paused(deployment)  # written down now; measuring changes nothing and goes on
-
-    return hear
 
 
 def _roll_out(deployment: OpenDeployment, plan: Plan) -> None:

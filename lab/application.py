@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict
 
@@ -60,6 +61,10 @@ class LabApplication(Part):
         behaviour: how the first release behaves.
     """
 
+    #: What a fleet of another kind has instead.
+    _service_module, _command_timeout_s = "lab.service", _COMMAND_TIMEOUT_S
+    _balancer: type[LabHaproxy] = LabHaproxy
+
     def __init__(
         self,
         directory: Path,
@@ -78,7 +83,7 @@ class LabApplication(Part):
         # one client: making it costs more than asking
         self._http = httpx.Client(timeout=2.0, limits=httpx.Limits(max_keepalive_connections=0))
         self.ports = {name: port for servers in self.backends.values() for name, port in servers.items()}
-        self.haproxy = LabHaproxy(
+        self.haproxy = self._balancer(
             self.directory / "haproxy",
             self.backends,
             route_key=name,
@@ -100,6 +105,11 @@ class LabApplication(Part):
         ]
         return Fleet(application=self.name, instances=tuple(instances), route=self.haproxy.route)
 
+    @property
+    def start_timeout_s(self) -> float:
+        """How long an instance may take until it is ready, in seconds."""
+        return _START_TIMEOUT_S
+
     def root(self, instance: str) -> Path:
         """Return an instance's directory."""
         return self.directory / instance
@@ -114,7 +124,7 @@ class LabApplication(Part):
         try:
             for name in self.ports:
                 install_release(archive, self.root(name), FIRST_RELEASE)
-            self._command_all("start")
+            self._command_all("start", self.ports)
             for name in self.ports:
                 processes.wait_until(
                     lambda name=name: self._running(name) is not None,  # type: ignore[misc]
@@ -130,9 +140,13 @@ class LabApplication(Part):
     def stop(self) -> None:
         """Stop the balancer and every instance; the directory stays."""
         self.haproxy.stop()
-        self._command_all("stop")
-        for port in self.ports.values():
+        self._command_all("stop", self._started())
+        for port in (*self.ports.values(), self.haproxy.port, self.haproxy.metrics_port):
             give_back(port)
+
+    def _started(self) -> Iterable[str]:
+        """Return the instances that there may be something to stop of."""
+        return self.ports
 
     def kill(self, instance: str) -> None:
         """Kill an instance's process, as a power cut would."""
@@ -157,34 +171,42 @@ class LabApplication(Part):
         }
 
     def _instance(self, side: str, name: str) -> Instance:
-        base = (sys.executable, "-m", "lab.service")
-        where = ("--root", str(self.root(name)), "--port", str(self.ports[name]))
-        service = CommandService(
-            start=(*base, "start", *where), stop=(*base, "stop", *where), status=(*base, "status", *where)
-        )
         return Instance(
             name=name,
             layout=ReleaseDirectory(root=str(self.root(name))),
-            service=service,
-            probe=Probe(url=self._health_url(name)),
+            service=CommandService(
+                start=self._command("start", name),
+                stop=self._command("stop", name),
+                status=self._command("status", name),
+            ),
+            probe=self._probe(name),
             backend=side,
             server=name,
-            start_timeout_s=_START_TIMEOUT_S,
+            start_timeout_s=self.start_timeout_s,
         )
+
+    def _probe(self, name: str) -> Probe:
+        return Probe(url=self._health_url(name))
+
+    def _command(self, command: str, name: str) -> tuple[str, ...]:
+        where = ("--root", str(self.root(name)), "--port", str(self.ports[name]))
+        return (sys.executable, "-m", self._service_module, command, *where)
 
     def _health_url(self, instance: str) -> str:
         return f"http://{LOCALHOST}:{self.ports[instance]}/health"
 
-    def _command_all(self, command: str) -> None:
-        """Run one service command for every instance, all at once."""
-        running = []
-        for name, port in self.ports.items():
-            argv = (sys.executable, "-m", "lab.service", command, "--root", str(self.root(name)))
-            running.append(subprocess.Popen((*argv, "--port", str(port)), stderr=subprocess.PIPE, text=True))
+    def _command_all(self, command: str, names: Iterable[str]) -> None:
+        """Run one service command for several instances, all at once."""
+        running = [
+            subprocess.Popen(self._command(command, name), stderr=subprocess.PIPE, text=True)
+            for name in names
+        ]
         for process in running:
-            _, said = process.communicate(timeout=_COMMAND_TIMEOUT_S)
+            _, said = process.communicate(timeout=self._command_timeout_s)
             if process.returncode != 0:
-                raise processes.LabError(f"lab.service {command} exited {process.returncode}: {said}")
+                raise processes.LabError(
+                    f"{self._service_module} {command} exited {process.returncode}: {said}"
+                )
 
     def _serves(self) -> bool:
         try:

@@ -11,12 +11,14 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import random
 import signal
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TextIO, TypedDict
 
@@ -69,6 +71,8 @@ class Load(Part):
         max_duration_s: it ends by itself after this, should nobody end it.
     """
 
+    _timeout_s = _TIMEOUT_S
+
     def __init__(
         self,
         url: str,
@@ -90,29 +94,37 @@ class Load(Part):
             LabError: nothing was sent; carries the end of its log.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
+        module, own = self._program()
         arguments = {
             "--url": self.url,
             "--rate": self.rate_per_s,
-            "--known-users": self.known_users,
             "--max-duration": self.max_duration_s,
             "--output": self.output,
+            **own,
         }
         flat = [str(part) for pair in arguments.items() for part in pair]
         self.process = processes.start(
             "load",
-            (sys.executable, "-m", "lab.load", *flat),
+            (sys.executable, "-m", module, *flat),
             log=self.directory / "load.log",
             env=processes.clean_environment(self.directory, {}),
         )
         processes.wait_until(
-            lambda: bool(self.rows()), timeout_s=_TIMEOUT_S + 20, what="the first user", process=self.process
+            lambda: bool(self.rows()),
+            timeout_s=self._timeout_s + 20,
+            what="the first user",
+            process=self.process,
         )
 
     def stop(self) -> None:
         """Send nothing more, and wait until every open request has ended."""
         if self.process:
-            self.process.stop(timeout_s=_TIMEOUT_S + 5)
+            self.process.stop(timeout_s=self._timeout_s + 5)
             self.process = None
+
+    def _program(self) -> tuple[str, dict[str, object]]:
+        """Return the module that sends the requests, and its own arguments."""
+        return "lab.load", {"--known-users": self.known_users}
 
     def rows(self) -> list[Row]:
         """Return all requests that have ended so far, in that order."""
@@ -143,34 +155,38 @@ class Load(Part):
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    url: str
-    rate_per_s: float
-    known_users: float
-    max_duration_s: float
+#: Sends one request, due at this moment of `time.monotonic`, and returns what became of it.
+Send = Callable[[aiohttp.ClientSession, float], Awaitable[Row]]
 
 
-async def _send_all(plan: _Plan, output: TextIO) -> None:
+async def send_all(
+    send: Send, output: TextIO, *, rate_per_s: float, max_duration_s: float, timeout_s: float
+) -> None:
+    """Send requests at a constant rate until SIGTERM, whatever becomes of them, a row for each."""
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     slots = asyncio.Semaphore(_MAX_OPEN)
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
-        timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
+        timeout=aiohttp.ClientTimeout(total=timeout_s),
         cookie_jar=aiohttp.DummyCookieJar(),
     )
     # aiohttp has no public switch for it, and asks again in silence when the other side hangs up:
     # users of other programs would have seen that, so it must be counted
     session._retry_connection = False  # noqa: SLF001
+
+    async def send_one(http: aiohttp.ClientSession, due: float) -> None:
+        row = await send(http, due)
+        output.write(json.dumps(row) + "\n")
+
     began = time.monotonic()
     async with session as http, asyncio.TaskGroup() as open_requests:
         for number in itertools.count():
-            due = began + number / plan.rate_per_s
-            if due - began > plan.max_duration_s or await _is_set_before(stopping, due):
+            due = began + number / rate_per_s
+            if due - began > max_duration_s or await _is_set_before(stopping, due):
                 break
             await slots.acquire()
-            sent = open_requests.create_task(_send(http, plan, due, output=output))
+            sent = open_requests.create_task(send_one(http, due))
             sent.add_done_callback(lambda _: slots.release())
 
 
@@ -180,26 +196,42 @@ async def _is_set_before(event: asyncio.Event, due: float) -> bool:
     return event.is_set()
 
 
-async def _send(http: aiohttp.ClientSession, plan: _Plan, due: float, *, output: TextIO) -> None:
-    known = random.random() < plan.known_users
-    headers = {"Cookie": f"uid=user-{random.randrange(_USERS)}"} if known else {}
+def user(known_users: float) -> dict[str, str]:
+    """Return the headers of some user: a share carries a cookie, by which the balancer keeps their side."""
+    known = random.random() < known_users
+    return {"Cookie": f"uid=user-{random.randrange(_USERS)}"} if known else {}
+
+
+def row_of(
+    *,
+    sent_at: float,
+    due: float,
+    side: str | None,
+    release: str | None,
+    status: int | None,
+    whole: bool = True,
+) -> Row:
+    """Return what became of one request; an answer that is not `whole` has failed."""
+    return {
+        "t": sent_at,
+        "side": side,
+        "release": release,
+        "status": status,
+        "failed": status is None or status >= _BAD or not whole,
+        "latency_s": round(time.monotonic() - due, 6),
+    }
+
+
+async def _send(url: str, known_users: float, http: aiohttp.ClientSession, due: float) -> Row:
     sent_at, status, side, release = time.time(), None, None, None
     try:
-        async with http.get(plan.url, headers=headers) as answer:
+        async with http.get(url, headers=user(known_users)) as answer:
             side, release = answer.headers.get("X-Backend"), answer.headers.get("X-Release")
             await answer.read()
             status = answer.status
     except (aiohttp.ClientError, TimeoutError):
         pass  # nobody answered, or not to the end: the row says so
-    row: Row = {
-        "t": sent_at,
-        "side": side,
-        "release": release,
-        "status": status,
-        "failed": status is None or status >= _BAD,
-        "latency_s": round(time.monotonic() - due, 6),
-    }
-    output.write(json.dumps(row) + "\n")
+    return row_of(sent_at=sent_at, due=due, side=side, release=release, status=status)
 
 
 def main() -> None:
@@ -211,9 +243,10 @@ def main() -> None:
     arguments.add_argument("--max-duration", type=float, default=600.0, help="seconds")
     arguments.add_argument("--output", type=Path, required=True, help="JSON lines are appended")
     given = arguments.parse_args()
-    plan = _Plan(given.url, given.rate, given.known_users, given.max_duration)
+    send = functools.partial(_send, given.url, given.known_users)
+    pace = {"rate_per_s": given.rate, "max_duration_s": given.max_duration, "timeout_s": _TIMEOUT_S}
     with given.output.open("a", buffering=1) as output:
-        asyncio.run(_send_all(plan, output))
+        asyncio.run(send_all(send, output, **pace))
 
 
 if __name__ == "__main__":

@@ -60,8 +60,3 @@ def ray_python() -> Path:
     if words := why_not():
         raise LabError(words)
     return _VENV.python()
-
-
-def is_installed() -> bool:
-    """Return whether `ray_program` would answer at once."""
-    return _VENV.is_made()

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,15 +38,9 @@ def start(root: Path, port: int) -> int:
         release = (root / "current").resolve()
         if not (release / "app.py").is_file():
             sys.exit(f"{root}/current points to no release: nothing was started")
-        read_end, write_end = os.pipe()
-        if os.fork() == 0:
-            os.close(read_end)
-            _become_service(root, release, port, report=write_end)
-        os.close(write_end)
-        # closed by exec, so this ends when the application's program runs, or says why it does not
-        with os.fdopen(read_end) as report:
-            if failure := report.read():
-                sys.exit(f"{root}: not started: {failure}")
+        # isolated: a release brings all it needs, and sees nothing of who starts it
+        argv = [sys.executable, "-I", "-S", str(release / "app.py"), "--port", str(port)]
+        spawn(root, argv, {"PATH": os.defpath}, directory=release)
     return 0
 
 
@@ -61,11 +55,7 @@ def stop(root: Path, port: int) -> int:
                     os.kill(pid, signal.SIGKILL)
                 _gone(root, _STOP_TIMEOUT_S)
         pid_file(root).unlink(missing_ok=True)
-    deadline = time.monotonic() + _STOP_TIMEOUT_S
-    while not is_free(port):
-        if time.monotonic() > deadline:
-            sys.exit(f"{root}: stopped, but port {port} is in use by another process")
-        time.sleep(_POLL_S)
+    wait_until_free(root, port, timeout_s=_STOP_TIMEOUT_S)
     return 0
 
 
@@ -74,24 +64,57 @@ def status(root: Path) -> int:
     return STOPPED if running(root) is None else 0
 
 
-def _become_service(root: Path, release: Path, port: int, *, report: int) -> NoReturn:
+def wait_until_free(root: Path, port: int, *, timeout_s: float) -> None:
+    """Wait until nobody listens on the port of a service that was stopped, or end this command."""
+    deadline = time.monotonic() + timeout_s
+    while not _is_free(port):
+        if time.monotonic() > deadline:
+            sys.exit(f"{root}: stopped, but port {port} is in use by another process")
+        time.sleep(_POLL_S)
+
+
+def spawn(root: Path, argv: list[str], environment: Mapping[str, str], *, directory: Path) -> None:
+    """Start the service's program as a daemon of `root`, or end this command and say why it does not run.
+
+    Args:
+        root: the instance's directory; the caller has it `alone`.
+        argv: the program, by its whole path, and its arguments.
+        environment: all of it, but for the mark of the lab.
+        directory: where it runs.
+    """
+    read_end, write_end = os.pipe()
+    if os.fork() == 0:
+        os.close(read_end)
+        _become(root, argv, environment, directory=directory, report=write_end)
+    os.close(write_end)
+    # closed by exec, so this ends when the program runs, or says why it does not
+    with os.fdopen(read_end) as report:
+        if failure := report.read():
+            sys.exit(f"{root}: not started: {failure}")
+
+
+def _become(
+    root: Path,
+    argv: list[str],
+    environment: Mapping[str, str],
+    *,
+    directory: Path,
+    report: int,
+) -> NoReturn:
     try:
         os.setsid()
         write_atomically(pid_file(root), {"pid": os.getpid(), "started_ticks": started_ticks(os.getpid())})
-        redirect_streams(root)
+        _redirect_streams(root)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
-        os.chdir(release)
-        # isolated: a release brings all it needs, and sees nothing of who starts it
-        command = (sys.executable, "-I", "-S", str(release / "app.py"), "--port", str(port))
-        os.execve(command[0], command, {"PATH": os.defpath, MARK: str(root)})  # noqa: S606 - no shell is the point
+        os.chdir(directory)
+        os.execve(argv[0], argv, {**environment, MARK: str(root)})  # noqa: S606 - no shell is the point
     except BaseException as error:  # noqa: BLE001 - a forked child must never return into its parent's code
         os.write(report, repr(error).encode())
     os._exit(1)
 
 
-def redirect_streams(root: Path) -> None:
-    """Let this process, and what it becomes, write to the log of `root` and read nothing."""
+def _redirect_streams(root: Path) -> None:
     log = root / "log" / "service.log"
     log.parent.mkdir(exist_ok=True)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -119,8 +142,7 @@ def _gone(root: Path, timeout_s: float) -> bool:
     return True
 
 
-def is_free(port: int) -> bool:
-    """Return whether nobody listens on a port of 127.0.0.1."""
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -151,9 +173,15 @@ def alone(root: Path) -> Iterator[None]:
         yield
 
 
-def main() -> int:
-    """Run one command and return its exit code."""
-    arguments = argparse.ArgumentParser(prog="python -m lab.service", description=__doc__)
+def run_command(
+    module: str,
+    start: Callable[[Path, int], int],
+    stop: Callable[[Path, int], int],
+    *,
+    description: str | None,
+) -> int:
+    """Run the command that the arguments say, for the instance that they name; return its exit code."""
+    arguments = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     arguments.add_argument("command", choices=("start", "stop", "status"))
     arguments.add_argument("--root", type=Path, required=True, help="the instance's directory")
     arguments.add_argument("--port", type=int, required=True, help="its port on 127.0.0.1")
@@ -169,4 +197,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("lab.service", start, stop, description=__doc__))

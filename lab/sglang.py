@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,15 +18,15 @@ import httpx
 import yaml
 
 from lab import processes, sglang_real
-from lab.application import SIDES, LabApplication, ObservedInstance
+from lab.application import LabApplication, ObservedInstance
 from lab.haproxy import LabHaproxy
 from lab.identity import started_ticks
 from lab.model import make_model
-from lab.ports import LOCALHOST, give_back
+from lab.ports import LOCALHOST
 from lab.sglang_load import PromptLoad
 from lab.sglang_service import SERVICE_FILE, Service
 from rules.change import ModelDirectory, ModelRelease
-from rules.fleet import CommandService, Fleet, Instance, Probe, ReleaseDirectory
+from rules.fleet import Fleet, Probe
 from rules.serving import DeclaredPrompt, ModelServing, ServingLimits
 from rules.traffic import AdminState
 
@@ -97,6 +96,9 @@ class LabSglang(LabApplication):
         admin_key: the servers want a bearer token, which then stands in `admin_key_file`.
     """
 
+    _service_module, _command_timeout_s = "lab.sglang_service", _STOP_S + _COMMAND_TIMEOUT_S
+    _balancer = _Haproxy
+
     def __init__(
         self,
         directory: Path,
@@ -115,16 +117,6 @@ class LabSglang(LabApplication):
         serving = serving or ModelServing(prompts=PROMPTS, limits=_BUSY)
         key_file = str(self.admin_key_file) if admin_key else None
         self.serving = serving.model_copy(update={"admin_key_file": key_file})
-        for port in (self.haproxy.port, self.haproxy.metrics_port):
-            give_back(port)
-        self.haproxy = _Haproxy(
-            self.directory / "haproxy",
-            self.backends,
-            route_key=name,
-            live=SIDES[0],
-            candidate=SIDES[1],
-            env=processes.clean_environment(self.directory, {}),
-        )
 
     @property
     def fleet(self) -> Fleet:
@@ -156,7 +148,7 @@ class LabSglang(LabApplication):
                 self.stage(first, name, FIRST_RELEASE)
                 (self.root(name) / "current").symlink_to(f"releases/{FIRST_RELEASE}")
                 (self.root(name) / SERVICE_FILE).write_text(json.dumps(self._service(name), indent=2))
-            self._command_all("start")
+            self._command_all("start", self.ports)
             for name in self.ports:
                 self.wait_until_ready(name)
             self.haproxy.start()
@@ -165,13 +157,8 @@ class LabSglang(LabApplication):
             self.stop()
             raise
 
-    def stop(self) -> None:
-        """Stop the balancer and every server; the directory stays."""
-        self.haproxy.stop()
-        started = {name for name in self.ports if (self.root(name) / SERVICE_FILE).exists()}
-        self._command_all("stop", started)
-        for port in (*self.ports.values(), self.haproxy.port, self.haproxy.metrics_port):
-            give_back(port)
+    def _started(self) -> Iterable[str]:
+        return [name for name in self.ports if (self.root(name) / SERVICE_FILE).exists()]
 
     def kill(self, instance: str) -> None:
         """Kill a server with all its processes, as a power cut would."""
@@ -286,22 +273,9 @@ class LabSglang(LabApplication):
     def _serves(self) -> bool:
         return self._asked(f"{self.url}model_info") is not None
 
-    def _instance(self, side: str, name: str) -> Instance:
-        base = (sys.executable, "-m", "lab.sglang_service")
-        where = ("--root", str(self.root(name)), "--port", str(self.ports[name]))
-        service = CommandService(
-            start=(*base, "start", *where), stop=(*base, "stop", *where), status=(*base, "status", *where)
-        )
+    def _probe(self, name: str) -> Probe:
         url = self.server_url(name)
-        return Instance(
-            name=name,
-            layout=ReleaseDirectory(root=str(self.root(name))),
-            service=service,
-            probe=Probe(url=f"{url}/model_info", version_key="weight_version", ready_url=f"{url}/ready"),
-            backend=side,
-            server=name,
-            start_timeout_s=self.start_timeout_s,
-        )
+        return Probe(url=f"{url}/model_info", version_key="weight_version", ready_url=f"{url}/ready")
 
     def _service(self, name: str) -> Service:
         config = ("--config", str(self.root(name) / "current" / "server.yaml"))
@@ -309,18 +283,6 @@ class LabSglang(LabApplication):
         key = ("--admin-api-key", self.admin_key) if self.admin_key else ()
         argv, environment = server_command(real=self.real, environment=self.environment)
         return Service(argv=[*argv, *config, *where, *key], environment=environment, stop_timeout_s=_STOP_S)
-
-    def _command_all(self, command: str, names: Iterable[str] | None = None) -> None:
-        """Run one service command for every server, or for some, all at once."""
-        running = []
-        for name in self.ports if names is None else names:
-            where = ("--root", str(self.root(name)), "--port", str(self.ports[name]))
-            argv = (sys.executable, "-m", "lab.sglang_service", command, *where)
-            running.append(subprocess.Popen(argv, stderr=subprocess.PIPE, text=True))
-        for process in running:
-            _, said = process.communicate(timeout=_STOP_S + _COMMAND_TIMEOUT_S)
-            if process.returncode != 0:
-                raise processes.LabError(f"lab.sglang_service {command} exited {process.returncode}: {said}")
 
 
 def server_command(

@@ -8,30 +8,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import dataclasses
-import itertools
+import functools
 import json
-import random
-import signal
-import sys
 import time
 from pathlib import Path
-from typing import TextIO
 
 import aiohttp
 
-from lab import processes
-from lab.load import Load, Row
+from lab.load import Load, Row, row_of, send_all, user
 
 _TIMEOUT_S = 60.0
-_MAX_OPEN = 200
-_USERS = 500
-_BAD = 400
-_KNOWN_USERS = 0.5  # carry a cookie, by which the balancer keeps their side
+_KNOWN_USERS = 0.5
 
 
 class PromptLoad(Load):
     """A stream of prompts to `url`, the balancer's root, while the `with` block lasts."""
+
+    _timeout_s = _TIMEOUT_S
 
     def __init__(
         self,
@@ -46,83 +39,14 @@ class PromptLoad(Load):
         super().__init__(url, rate_per_s, directory, max_duration_s=max_duration_s)
         self.prompt, self.max_new_tokens = prompt, max_new_tokens
 
-    def start(self) -> None:
-        """Start the users, and wait until the first has an answer or none.
-
-        Raises:
-            LabError: nothing was sent; carries the end of its log.
-        """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        arguments = {
-            "--url": self.url,
-            "--rate": self.rate_per_s,
-            "--prompt": self.prompt,
-            "--max-new-tokens": self.max_new_tokens,
-            "--max-duration": self.max_duration_s,
-            "--output": self.output,
-        }
-        flat = [str(part) for pair in arguments.items() for part in pair]
-        self.process = processes.start(
-            "prompts",
-            (sys.executable, "-m", "lab.sglang_load", *flat),
-            log=self.directory / "load.log",
-            env=processes.clean_environment(self.directory, {}),
-        )
-        processes.wait_until(
-            lambda: bool(self.rows()), timeout_s=_TIMEOUT_S, what="the first prompt", process=self.process
-        )
-
-    def stop(self) -> None:
-        """Send nothing more, and wait until every open request has ended."""
-        if self.process:
-            self.process.stop(timeout_s=_TIMEOUT_S + 5)
-            self.process = None
+    def _program(self) -> tuple[str, dict[str, object]]:
+        return "lab.sglang_load", {"--prompt": self.prompt, "--max-new-tokens": self.max_new_tokens}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    url: str
-    rate_per_s: float
-    body: dict[str, object]
-    max_duration_s: float
-
-
-async def _send_all(plan: _Plan, output: TextIO) -> None:
-    stopping = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
-    slots = asyncio.Semaphore(_MAX_OPEN)
-    session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
-        timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
-        cookie_jar=aiohttp.DummyCookieJar(),
-    )
-    # it asks again in silence when the other side hangs up, see lab.load: that must be counted
-    session._retry_connection = False  # noqa: SLF001
-    began = time.monotonic()
-    async with session as http, asyncio.TaskGroup() as open_requests:
-        for number in itertools.count():
-            due = began + number / plan.rate_per_s
-            if due - began > plan.max_duration_s or await _is_set_before(stopping, due):
-                break
-            await slots.acquire()
-            sent = open_requests.create_task(_send(http, plan, due, output=output))
-            sent.add_done_callback(lambda _: slots.release())
-
-
-async def _is_set_before(event: asyncio.Event, due: float) -> bool:
-    try:
-        await asyncio.wait_for(event.wait(), max(0.0, due - time.monotonic()))
-    except TimeoutError:
-        return False
-    return True
-
-
-async def _send(http: aiohttp.ClientSession, plan: _Plan, due: float, *, output: TextIO) -> None:
-    known = random.random() < _KNOWN_USERS
-    headers = {"Cookie": f"uid=user-{random.randrange(_USERS)}"} if known else {}
+async def _send(url: str, body: dict[str, object], http: aiohttp.ClientSession, due: float) -> Row:
     sent_at, status, side, release, whole = time.time(), None, None, None, False
     try:
-        async with http.post(plan.url, json=plan.body, headers=headers) as answer:
+        async with http.post(url, json=body, headers=user(_KNOWN_USERS)) as answer:
             side = answer.headers.get("X-Backend")
             said = json.loads(await answer.read() or b"{}")
             status = answer.status
@@ -131,15 +55,7 @@ async def _send(http: aiohttp.ClientSession, plan: _Plan, due: float, *, output:
             whole = bool(said.get("text")) and meta.get("finish_reason", {}).get("type") in {"stop", "length"}
     except (aiohttp.ClientError, TimeoutError, ValueError):
         pass  # nobody answered, or not to the end, or no JSON: the row says so
-    row: Row = {
-        "t": sent_at,
-        "side": side,
-        "release": release,
-        "status": status,
-        "failed": status is None or status >= _BAD or not whole,
-        "latency_s": round(time.monotonic() - due, 6),
-    }
-    output.write(json.dumps(row) + "\n")
+    return row_of(sent_at=sent_at, due=due, side=side, release=release, status=status, whole=whole)
 
 
 def main() -> None:
@@ -154,9 +70,10 @@ def main() -> None:
     given = arguments.parse_args()
     sampling = {"temperature": 0, "max_new_tokens": given.max_new_tokens}
     body: dict[str, object] = {"text": given.prompt, "sampling_params": sampling}
-    plan = _Plan(f"{given.url.rstrip('/')}/generate", given.rate, body, given.max_duration)
+    send = functools.partial(_send, f"{given.url.rstrip('/')}/generate", body)
+    pace = {"rate_per_s": given.rate, "max_duration_s": given.max_duration, "timeout_s": _TIMEOUT_S}
     with given.output.open("a", buffering=1) as output:
-        asyncio.run(_send_all(plan, output))
+        asyncio.run(send_all(send, output, **pace))
 
 
 if __name__ == "__main__":

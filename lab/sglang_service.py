@@ -6,7 +6,6 @@ simulator and the real server. As in `lab.service`, each may be killed at any mo
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -14,18 +13,10 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn, TypedDict
+from typing import TypedDict
 
-from lab.identity import MARK, started_ticks
-from lab.service import (
-    STOPPED,
-    alone,
-    is_free,
-    pid_file,
-    redirect_streams,
-    running,
-    write_atomically,
-)
+from lab.identity import started_ticks
+from lab.service import alone, pid_file, run_command, running, spawn, wait_until_free
 
 SERVICE_FILE = "service.json"
 
@@ -41,7 +32,7 @@ class Service(TypedDict):
     stop_timeout_s: float
 
 
-def start(root: Path) -> int:
+def start(root: Path, _port: int) -> int:
     """Start the server of the release that `current` points to; running already is fine.
 
     Returns as soon as its process is there: it takes longer until it answers.
@@ -52,15 +43,7 @@ def start(root: Path) -> int:
         if not (root / "current" / "server.yaml").is_file():
             sys.exit(f"{root}/current points to no release with a server.yaml: nothing was started")
         service = _service(root)
-        read_end, write_end = os.pipe()
-        if os.fork() == 0:
-            os.close(read_end)
-            _become_server(root, service, report=write_end)
-        os.close(write_end)
-        # closed by exec, so this ends when the server's program runs, or says why it does not
-        with os.fdopen(read_end) as report:
-            if failure := report.read():
-                sys.exit(f"{root}: not started: {failure}")
+        spawn(root, service["argv"], service["environment"], directory=root)
     return 0
 
 
@@ -71,17 +54,8 @@ def stop(root: Path, port: int) -> int:
         if pid is not None:
             _end(root, pid)
         pid_file(root).unlink(missing_ok=True)
-    deadline = time.monotonic() + _PORT_FREE_S
-    while not is_free(port):
-        if time.monotonic() > deadline:
-            sys.exit(f"{root}: stopped, but port {port} is in use by another process")
-        time.sleep(_POLL_S)
+    wait_until_free(root, port, timeout_s=_PORT_FREE_S)
     return 0
-
-
-def status(root: Path) -> int:
-    """Return 0 when the server runs and 3 when it is stopped."""
-    return STOPPED if running(root) is None else 0
 
 
 def _end(root: Path, pid: int) -> None:
@@ -103,37 +77,5 @@ def _service(root: Path) -> Service:
     return service
 
 
-def _become_server(root: Path, service: Service, *, report: int) -> NoReturn:
-    try:
-        os.setsid()
-        write_atomically(pid_file(root), {"pid": os.getpid(), "started_ticks": started_ticks(os.getpid())})
-        redirect_streams(root)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_DFL)
-        os.chdir(root)
-        argv = service["argv"]
-        os.execve(argv[0], argv, {**service["environment"], MARK: str(root)})  # noqa: S606 - no shell is the point
-    except BaseException as error:  # noqa: BLE001 - a forked child must never return into its parent's code
-        os.write(report, repr(error).encode())
-    os._exit(1)
-
-
-def main() -> int:
-    """Run one command and return its exit code."""
-    arguments = argparse.ArgumentParser(prog="python -m lab.sglang_service", description=__doc__)
-    arguments.add_argument("command", choices=("start", "stop", "status"))
-    arguments.add_argument("--root", type=Path, required=True, help="the instance's directory")
-    arguments.add_argument("--port", type=int, required=True, help="its port on 127.0.0.1")
-    given = arguments.parse_args()
-    root = given.root.absolute()
-    match given.command:
-        case "start":
-            return start(root)
-        case "stop":
-            return stop(root, given.port)
-        case _:
-            return status(root)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("lab.sglang_service", start, stop, description=__doc__))

@@ -13,7 +13,7 @@ from rules.frozen import Count, Frozen, Name
 from rules.plan import ObserveBatch, Plan, ProbeInstance, RestartService, Step, SwitchRelease
 from rules.ray_actions import DrainNode, StopService, VerifyNode
 from rules.ray_cluster import RayActor, RayNode, RayTask
-from rules.rollout import numbered, only_instance, staged, step_of
+from rules.rollout import has_release, numbered, only_instance, staged, step_of
 from rules.strategy import InPlace, Rolling, Strategy
 from rules.undo import RestoreNode
 
@@ -109,10 +109,9 @@ def _nodes(change: RayRelease, strategy: Strategy, fleet: Fleet, before: FleetSt
                 f"{one.name} is not in the cluster: to add it, use rolling and list all `nodes` that are to "
                 "run. Nothing was touched."
             )
-        wanted, concerned = {one.name}, fleet.instances
-        runs &= wanted
+        wanted = runs = {one.name}
     else:
-        wanted, concerned = set(change.nodes) or runs, fleet.instances
+        wanted = set(change.nodes) or runs
     if not wanted:
         raise InvalidRequestError(
             f"No node of {fleet.application} is in the cluster, so there is none to update: list the `nodes` "
@@ -120,16 +119,11 @@ def _nodes(change: RayRelease, strategy: Strategy, fleet: Fleet, before: FleetSt
         )
     return _Nodes(
         updated=tuple(
-            i for i in concerned if i.name in wanted & runs and not _has_it(change, before, i.name)
+            i for i in fleet.instances if i.name in wanted & runs and not has_release(change, before, i.name)
         ),
-        added=tuple(i for i in concerned if i.name in wanted - runs),
-        removed=tuple(i for i in concerned if i.name in runs - wanted),
+        added=tuple(i for i in fleet.instances if i.name in wanted - runs),
+        removed=tuple(i for i in fleet.instances if i.name in runs - wanted),
     )
-
-
-def _has_it(change: RayRelease, before: FleetState, name: str) -> bool:
-    state = before.instances[name]
-    return state.release == change.pointer and state.running == change.release
 
 
 def _refuse_versions(nodes: tuple[Instance, ...], situation: RaySituation) -> None:

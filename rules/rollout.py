@@ -303,6 +303,15 @@ def _refuse_wrong_artefact(change: ApplicationRelease, fleet: Fleet) -> None:
 
 def has_it_already(change: FleetChange, strategy: Strategy, fleet: Fleet, before: FleetState) -> bool:
     """Return whether users are served by the release already, so that there is nothing to do."""
-    wanted = (only_instance(strategy, fleet),) if isinstance(strategy, InPlace) else serving(fleet, before)
-    states = [before.instances[instance.name] for instance in wanted]
-    return all(state.release == change.pointer and state.running == change.release for state in states)
+    return all(has_release(change, before, i.name) for i in meant_for(strategy, fleet, before))
+
+
+def has_release(change: FleetChange, before: FleetState, name: str) -> bool:
+    """Return whether an instance points to the release and runs it."""
+    state = before.instances[name]
+    return state.release == change.pointer and state.running == change.release
+
+
+def meant_for(strategy: Strategy, fleet: Fleet, before: FleetState) -> tuple[Instance, ...]:
+    """Return the instances that must have a release for it to be in place: one, or all that serve users."""
+    return (only_instance(strategy, fleet),) if isinstance(strategy, InPlace) else serving(fleet, before)

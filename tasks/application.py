@@ -26,7 +26,7 @@ from rules.fleet import (
     SystemdService,
 )
 from rules.ray_cluster import RayNodeProbe
-from rules.undo import RemoveRelease, RestoreRelease
+from rules.undo import RemoveRelease, RestoreModel, RestoreRelease
 from tasks import host as hosts
 from tasks import ray_cluster
 from tasks.server_service import is_running, systemctl
@@ -49,12 +49,12 @@ def read_instance(instance: Instance) -> InstanceState:
     """Return what an instance has and runs."""
     return InstanceState(
         release=current_release(instance),
-        running=_settled_release(instance),
+        running=settled_release(instance),
         releases=staged_releases(instance),
     )
 
 
-def _settled_release(instance: Instance) -> str | None:
+def settled_release(instance: Instance, *, pause_s: float = _POLL_S) -> str | None:
     """Return the release that answers; a service that runs but is slow to answer is asked again.
 
     What is read here is what a rollback returns to: one slow answer must not make it "nothing runs".
@@ -63,7 +63,7 @@ def _settled_release(instance: Instance) -> str | None:
         release = running_release(instance)
         if release is not None or not service_runs(instance):
             return release
-        time.sleep(_POLL_S)
+        time.sleep(pause_s)
     return None
 
 
@@ -324,7 +324,7 @@ def smoke_test(instance: Instance, fleet: Fleet, *, release: str, settings: Sett
 # --- the way back ----------------------------------------------------------------------------------
 
 
-def restore_release(instance: Instance, step: RestoreRelease, *, settings: Settings) -> None:
+def restore_release(instance: Instance, step: RestoreRelease | RestoreModel, *, settings: Settings) -> None:
     """Have the recorded release pointed to and running; does nothing where that is so already.
 
     Raises:
@@ -337,10 +337,19 @@ def restore_release(instance: Instance, step: RestoreRelease, *, settings: Setti
         return
     if running_release(instance) != step.running:
         restart_service(instance, settings=settings)
+    wait_until_back(instance, step.running, pointer=step.release)
+
+
+def wait_until_back(instance: Instance, running: str, *, pointer: str | None) -> None:
+    """Wait until an instance answers with the release that ran before, its `pointer` restored.
+
+    Raises:
+        UndoFailedError: it does not in time; says what answers instead.
+    """
     try:
-        wait_until_ready(instance, step.running, timeout_s=instance.start_timeout_s)
+        wait_until_ready(instance, running, timeout_s=instance.start_timeout_s)
     except NotReadyError as error:
-        raise UndoFailedError(f"{instance.name} does not come back on {step.release}: {error}") from error
+        raise UndoFailedError(f"{instance.name} does not come back on {pointer}: {error}") from error
 
 
 def restore_pointer(instance: Instance, pointer: str | None) -> None:

@@ -52,7 +52,7 @@ def measure_baseline(
     metrics: Sequence[MetricQuery] = (),
     database: Database | None = None,
     clock: Callable[[], datetime] = _now,
-    still_wanted: Callable[[], None] = lambda: None,
+    still_wanted: Callable[[], object] = lambda: None,
 ) -> Baseline:
     """Return how the live side, its hosts and the users' own metrics are over the next `window_s` seconds.
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from rules.errors import DeployError, UndoFailedError
+from rules.errors import DeployError
 from rules.fleet import Instance
 from rules.serving import ModelServing
 from rules.undo import RestoreModel
 from tasks import sglang
 from tasks.application import (
-    NotReadyError,
     restart_service,
     restore_pointer,
+    restore_release,
     running_release,
     service_runs,
-    stop_service,
-    wait_until_ready,
+    wait_until_back,
 )
 from tasks.model_loaded import compare_with_files
 from tasks.model_stage import MODEL, known_facts, release_directory, staged_flags
@@ -40,20 +39,13 @@ def restore_model(
         UndoFailedError: the recorded release does not come up.
         CommandError: a command on the host failed.
     """
-    restore_pointer(instance, step.release)
-    if step.running is None:
-        stop_service(instance, settings=settings)
+    if step.running is None or not step.hot:
+        restore_release(instance, step, settings=settings)
         return
-    if step.hot:
-        if _swapped_back(instance, serving or ModelServing(), step, settings=settings):
-            return
+    restore_pointer(instance, step.release)
+    if not _swapped_back(instance, serving or ModelServing(), step, settings=settings):
         restart_service(instance, settings=settings)
-    elif running_release(instance) != step.running:
-        restart_service(instance, settings=settings)
-    try:
-        wait_until_ready(instance, step.running, timeout_s=instance.start_timeout_s)
-    except NotReadyError as error:
-        raise UndoFailedError(f"{instance.name} does not come back on {step.release}: {error}") from error
+        wait_until_back(instance, step.running, pointer=step.release)
 
 
 def _swapped_back(

@@ -15,9 +15,9 @@ from rules.model_facts import ModelFacts
 from rules.model_fit import memory_fault, swap_refusals
 from rules.model_memory import freed_bytes, gpus_of, memory_limits
 from rules.model_plan import ModelSituation, ServerSituation
-from rules.rollout import affected, has_it_already, only_instance, serving
+from rules.rollout import affected, has_it_already, meant_for, serving
 from rules.serving import FlagValue, ModelServing, ServedBefore, flags_that_differ
-from rules.strategy import InPlace, Strategy
+from rules.strategy import Strategy
 from tasks import host as hosts
 from tasks import sglang
 from tasks.gpu import read_gpus
@@ -54,10 +54,8 @@ def survey_model(
     survey = _Survey(change, fleet, before, facts)
     if has_it_already(change, strategy, fleet, before):
         # users have a release of this id: whether it is this one
-        wanted = (
-            (only_instance(strategy, fleet),) if isinstance(strategy, InPlace) else serving(fleet, before)
-        )
-        return ModelSituation(faults=tuple(filter(None, map(survey.other_content, wanted))), servers={})
+        others = map(survey.other_content, meant_for(strategy, fleet, before))
+        return ModelSituation(faults=tuple(filter(None, others)), servers={})
     servers = {instance.name: survey.server(instance) for instance in members}
     return ModelSituation(
         faults=tuple(survey.faults), notes=(*doubts(facts), *dict.fromkeys(survey.notes)), servers=servers

@@ -21,12 +21,19 @@ def proceed(deployment: OpenDeployment) -> None:
         AlarmError: what watches beside the rollout raised an alarm.
         FencedError, CutOffError, RevokedError: it must not go on; see each.
     """
-    while True:
-        deployment.prove_ours()
-        deployment.heed()
-        if not is_paused(deployment) and not deployment.held_by():
-            return
+    while hear(deployment) or deployment.held_by():
         time.sleep(_POLL_S)
+
+
+def hear(deployment: OpenDeployment) -> bool:
+    """Hear at once whatever ends the deployment; return whether a person has paused it.
+
+    Raises:
+        AbortedError, AlarmError, FencedError, CutOffError, RevokedError: see `proceed`.
+    """
+    deployment.prove_ours()
+    deployment.heed()
+    return is_paused(deployment)
 
 
 def is_paused(deployment: OpenDeployment) -> bool:

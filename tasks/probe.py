@@ -29,7 +29,7 @@ def probe_until(
     deadline_s: float,
     *,
     pause_s: float,
-    still_wanted: Callable[[], None] = lambda: None,
+    still_wanted: Callable[[], object] = lambda: None,
 ) -> Probed:
     """Ask the probes in turn until `deadline_s`, and return how long they took; any status is an answer.
 
@@ -75,7 +75,7 @@ def _time_of(url: str, timeout_s: float) -> float:
 class _Waiting:
     """Waits, and asks about each second whether that is still wanted."""
 
-    def __init__(self, still_wanted: Callable[[], None]) -> None:
+    def __init__(self, still_wanted: Callable[[], object]) -> None:
         self._still_wanted = still_wanted
         self._ask_at_s = time.monotonic() + _ASK_EVERY_S
 

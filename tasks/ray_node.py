@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from rules.errors import CommandError, StepFailedError, UndoFailedError
+from rules.errors import CommandError, StepFailedError
 from rules.fleet import Fleet, Instance
 from rules.frozen import Frozen, Seconds
 from rules.ray_actions import DrainNode
@@ -21,7 +21,7 @@ from rules.undo import RestoreNode
 from tasks import host as hosts
 from tasks import ray_cluster as ray
 from tasks import ray_jobs, server_service
-from tasks.application import NotReadyError, restore_pointer, stop_service, wait_until_ready
+from tasks.application import restore_pointer, stop_service, wait_until_back
 from tasks.ray_api import RayClusterError, token
 from tasks.ray_verify import canaries, verify_node
 from tasks.settings import Settings
@@ -272,10 +272,7 @@ def restore_node(fleet: Fleet, instance: Instance, step: RestoreNode, *, setting
         stop_node(fleet, instance, settings=settings)
         return
     restart_node(fleet, instance, settings=settings)
-    try:
-        wait_until_ready(instance, step.running, timeout_s=instance.start_timeout_s)
-    except NotReadyError as error:
-        raise UndoFailedError(f"{instance.name} does not come back on {step.release}: {error}") from error
+    wait_until_back(instance, step.running, pointer=step.release)
 
 
 def _is_restored(node: RayNode, step: RestoreNode) -> bool:

@@ -14,12 +14,12 @@ from rules.plan import ObserveBatch, WatchSide
 from rules.traffic import Counts, HaproxyAddress
 from rules.verdict import CanaryEvidence, Outcome, Verdict
 from tasks import haproxy
-from tasks.application import running_release
+from tasks.application import settled_release
 from tasks.deployment import OpenDeployment
 from tasks.pause import is_paused
 
 log = logging.getLogger(__name__)
-_TRIES, _TRY_AGAIN_S = 3, 0.5
+_TRY_AGAIN_S = 0.5
 #: New answers of the watched and of the stable side, as counters since they began.
 Reading = Callable[[], tuple[Counts, Counts]]
 
@@ -87,20 +87,12 @@ def observe_batch(deployment: OpenDeployment, action: ObserveBatch, *, title: st
         if elapsed_s >= action.observe_s or (verdict and verdict.outcome is Outcome.FAIL):
             break
     for name in action.instances:
-        if not _answers(fleet.instance(name)):
+        # one slow answer takes nothing back
+        if settled_release(fleet.instance(name), pause_s=_TRY_AGAIN_S) is None:
             raise StepFailedError(
                 f"{name} stopped answering its probe within {action.observe_s:g} s of its update."
             )
     return verdict
-
-
-def _answers(instance: Instance) -> bool:
-    """Return whether an instance answers its probe; one slow answer takes nothing back."""
-    for _ in range(_TRIES):
-        if running_release(instance) is not None:
-            return True
-        time.sleep(_TRY_AGAIN_S)
-    return False
 
 
 def _ticks(

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import pytest
 
-from blocks.environment import Environment
 from flows.deploy import deploy
 from flows.guard import TakenBackError
 from flows.ray_node import update_ray_nodes
@@ -20,17 +19,14 @@ from lab.ray_cluster import FIRST_RELEASE, LabRay, ObservedNode, RayBehaviour
 from lab.ray_workload import RayWorkload
 from lab.register import save_blocks
 from rules.change import RayRelease
-from rules.entries import Noted
-from rules.environment import Monitoring
 from rules.journal import JournalView
 from rules.strategy import BlueGreen, InPlace, Rolling, Strategy
-from tasks.journal import journals
+from tests.flows.host import become_host, notes_of, views_of
 from tests.requirements import need_ray
 
 log = logging.getLogger(__name__)
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(600)]
 BATCHES = Rolling(observe_s=0.3)
-SHORT = Monitoring(every_s=86_400, for_s=86_400)
 
 
 class Cluster(NamedTuple):
@@ -52,14 +48,13 @@ class Cluster(NamedTuple):
             log.info("%s: %.1f s", change.release, time.monotonic() - began)
 
     def views(self) -> list[JournalView]:
-        found = [journal.read() for journal in journals(self.journal_dir)]
-        return sorted(found, key=lambda view: view.opened.at)
+        return views_of(self.journal_dir)
 
     def view(self) -> JournalView:
         return self.views()[-1]
 
     def notes(self, about: str) -> list[str]:
-        return [e.words for e in self.view().entries if isinstance(e, Noted) and e.about == about]
+        return notes_of(self.view(), about)
 
     def releases(self) -> dict[str, str]:
         seen = self.lab.snapshot()
@@ -79,11 +74,8 @@ def cluster(
     kept_cluster: LabRay, prefect_api: PrefectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Cluster]:
     """The cluster; a deployment that a test leaves is taken back."""
-    monkeypatch.setenv("SOVEREIGN_JOURNAL_DIR", str(tmp_path / "journal"))
-    monkeypatch.setenv("SOVEREIGN_HOST", "here")
-    monkeypatch.setenv("SOVEREIGN_BASELINE_S", "0.3")
+    become_host(monkeypatch, tmp_path / "journal", environment="ray")
     save_blocks(kept_cluster.fleet)
-    Environment(monitoring=SHORT, backup_keep_s=0.001).save("ray", overwrite=True)
     running = Cluster(kept_cluster, tmp_path / "journal", kept_cluster.snapshot())
     yield running
     for view in running.views():

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import pytest
 
-from blocks.environment import Environment
 from flows.deploy import deploy
 from flows.guard import TakenBackError
 from flows.recover import roll_back
@@ -26,13 +25,11 @@ from lab.register import save_blocks
 from lab.sglang import FIRST_RELEASE, LabSglang, Observed
 from lab.sglang_load import PromptLoad
 from rules.change import ModelRelease
-from rules.entries import Noted
-from rules.environment import Monitoring
 from rules.errors import InvalidRequestError
 from rules.journal import JournalView
 from rules.plan import Plan
 from rules.strategy import BlueGreen, CanaryLimits, InPlace, Rolling, Strategy, Watching
-from tasks.journal import journals
+from tests.flows.host import become_host, notes_of, views_of
 
 REAL = os.environ.get("SGLANG_REAL") == "1"
 #: On two cores the real one answers a few requests a second.
@@ -44,7 +41,6 @@ SIDES = BlueGreen(watch=Watching(tick_s=0.5, deadline_s=60, limits=EASY))
 BATCHES = Rolling(observe_s=0.3, limits=EASY, drain_s=60)
 #: The step of a hot swap that swaps, after staging and switching.
 _SWAP = 2
-SHORT = Monitoring(every_s=86_400, for_s=86_400)
 
 
 class Chat(NamedTuple):
@@ -59,14 +55,13 @@ class Chat(NamedTuple):
         deploy(change.model_copy(update={"way": way}), strategy, environment="chat")
 
     def views(self) -> list[JournalView]:
-        found = [journal.read() for journal in journals(self.journal_dir)]
-        return sorted(found, key=lambda view: view.opened.at)
+        return views_of(self.journal_dir)
 
     def view(self) -> JournalView:
         return self.views()[-1]
 
     def notes(self, about: str) -> list[str]:
-        return [e.words for e in self.view().entries if isinstance(e, Noted) and e.about == about]
+        return notes_of(self.view(), about)
 
     def failed(self) -> int:
         return sum(row["failed"] for row in self.load.rows())
@@ -95,11 +90,8 @@ def chat(
     kept_servers: LabSglang, prefect_api: PrefectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Chat]:
     """The servers with users; a deployment that a test leaves is taken back."""
-    monkeypatch.setenv("SOVEREIGN_JOURNAL_DIR", str(tmp_path / "journal"))
-    monkeypatch.setenv("SOVEREIGN_HOST", "here")
-    monkeypatch.setenv("SOVEREIGN_BASELINE_S", "0.3")
+    become_host(monkeypatch, tmp_path / "journal", environment="chat")
     save_blocks(kept_servers.fleet)
-    Environment(monitoring=SHORT, backup_keep_s=0.001).save("chat", overwrite=True)
     before = kept_servers.observed()
     with kept_servers.load(RATE_PER_S, tmp_path / "load") as load:
         running = Chat(kept_servers, load, tmp_path / "journal", before)
@@ -262,14 +254,11 @@ def replicas(
 ) -> Iterator[Chat]:
     """Two servers that users are served by, and an idle one."""
     directory = tmp_path_factory.mktemp("replicas")
-    monkeypatch.setenv("SOVEREIGN_JOURNAL_DIR", str(directory / "journal"))
-    monkeypatch.setenv("SOVEREIGN_HOST", "here")
-    monkeypatch.setenv("SOVEREIGN_BASELINE_S", "0.3")
+    become_host(monkeypatch, directory / "journal", environment="chat")
     lab = LabSglang(directory / "chat", blue=2, green=1, name="replicas")
     lab.start()
     try:
         save_blocks(lab.fleet)
-        Environment(monitoring=SHORT, backup_keep_s=0.001).save("chat", overwrite=True)
         with lab.load(RATE_PER_S, directory / "load") as load:
             yield Chat(lab, load, directory / "journal", lab.observed())
     finally:

@@ -10,8 +10,8 @@ from lab.identity import started_ticks
 from lab.model import ModelBehaviour, make_model, truncate
 from lab.ports import is_listening
 from lab.processes import marked, wait_until
+from lab.service import STOPPED
 from lab.sglang import FIRST_RELEASE, PROMPTS, LabSglang, digest
-from lab.sglang_service import STOPPED
 
 
 @pytest.fixture(scope="module")
