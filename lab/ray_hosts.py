@@ -27,6 +27,7 @@ from lab.identity import started_ticks
 from lab.part import Part
 from lab.ports import LOCALHOST, free_port, give_back
 from lab.processes import LabError, clean_environment, wait_until
+from lab.zfs import LET_GO
 
 _PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
 _NETWORK = "10.77.0"
@@ -37,7 +38,8 @@ _AS_ROOT_THERE = ("--user", "--map-root-user")
 
 # Shared memory of its own, and in it the place for Ray's files: a path that exists everywhere, and is short
 # enough for the sockets in it. What is written there lies in the lab's directory.
-_MOUNTS = """\
+_MOUNTS = f"""\
+{LET_GO}
 set -e
 mount -t tmpfs tmpfs /dev/shm
 mkdir /dev/shm/ray

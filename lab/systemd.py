@@ -19,6 +19,7 @@ from lab.part import Part
 from lab.ports import give_back, is_listening
 from lab.processes import LabError, Process, start, wait_until
 from lab.sshd import LabSshd
+from lab.zfs import LET_GO
 from rules.hosts import HostAddress
 
 _START_TIMEOUT_S = 60.0
@@ -31,7 +32,7 @@ _BOOTED = ("running", "degraded")
 
 # nspawn refuses to boot from / itself, and takes the same files under another name. It is mounted in a
 # namespace of its own, as is the /run where nspawn keeps its notes: both go with it, however it ends.
-_BOOT = 'mount --bind / "$1" && shift && mount -t tmpfs tmpfs /run && exec systemd-nspawn "$@"'
+_BOOT = LET_GO + '; mount --bind / "$1" && shift && mount -t tmpfs tmpfs /run && exec systemd-nspawn "$@"'
 
 
 class LabSystemd(Part):

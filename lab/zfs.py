@@ -20,6 +20,8 @@ _SIZE_BYTES = 1 << 30
 _START_TIMEOUT_S = 20.0
 _TURN_TIMEOUT_S = 600.0
 _BUSY_PATIENCE_S = 5.0
+#: For a shell in a mount namespace of its own: a file system that is mounted there too stays busy here.
+LET_GO = "umount -a -l -t fuse.zfs 2>/dev/null || true"
 _PAUSE_S = 0.2
 _KERNEL_STATISTICS = Path("/zfs-kstat")
 #: What the daemon makes beside its pools.

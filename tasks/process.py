@@ -17,6 +17,8 @@ from rules.frozen import Argv, Count, Frozen, Seconds
 
 #: The command dies with the thread that waits for it, also when that is killed with -9.
 GUARD = ("setpriv", "--pdeathsig", "KILL", "--")
+# ... and does not begin where that was too late: we died before the guard was up, and it has another parent
+_UNLESS_ORPHANED = ("sh", "-c", '[ "$PPID" = "$0" ] || exit 137; exec "$@"')
 
 _CHUNK_BYTES = 65_536
 _KEPT_STDOUT_BYTES = 8 << 20
@@ -111,7 +113,7 @@ def _guarded(
     """Start the command; whoever leaves this block by an exception leaves none of its group alive."""
     with _readable(stdin) as source:
         process = subprocess.Popen(
-            [*GUARD, *argv],
+            [*GUARD, *_UNLESS_ORPHANED, str(os.getpid()), *argv],
             stdin=source,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

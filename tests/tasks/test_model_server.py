@@ -19,7 +19,7 @@ from rules.errors import RevokedError, StepFailedError
 from rules.fleet import Instance
 from rules.model_actions import CheckMemory, DrainRequests, MemoryLimit, TestInference
 from rules.model_hash import gpu_checksum
-from rules.serving import DeclaredPrompt, ModelServing, ServedBefore
+from rules.serving import DeclaredPrompt, ModelServing, ServedBefore, ServingLimits
 from tasks.application import restart_service
 from tasks.model_files import read_model
 from tasks.model_loaded import compare_with_files
@@ -320,13 +320,24 @@ def test_a_model_that_loads_but_answers_wrongly_fails_with_all_its_faults(lab, i
     assert "sum: nothing in the answer matches" in str(raised.value)
 
 
+def strict(lab: LabSglang) -> ModelServing:
+    """As declared, but with the limits that are the default: the lab's are those of a busy machine."""
+    return lab.serving.model_copy(update={"limits": ServingLimits()})
+
+
+def at_a_pace(before: ServedBefore, *, first_token_s: float, tokens_per_s: float) -> ServedBefore:
+    """The same answers, at a pace that no busy machine changes."""
+    pace = {"first_token_s": first_token_s, "tokens_per_s": tokens_per_s}
+    return ServedBefore(answers=tuple(answer.model_copy(update=pace) for answer in before.answers))
+
+
 def test_a_slow_model_fails_with_its_figures(lab, instance):
-    before = measure_serving(instance, lab.serving)
+    before = at_a_pace(measure_serving(instance, lab.serving), first_token_s=0.05, tokens_per_s=200)
     slow = a_model(lab, "slow", behaviour=ModelBehaviour(first_token_s=0.4, tokens_per_s=60))
     switched(lab, instance, lab.change(NEXT, slow))
     hot_swap(instance, lab.serving, NEXT, settings=SETTINGS)
-    with pytest.raises(StepFailedError, match=r"france: first token after 0\.\d{3} s") as raised:
-        ask(lab, before)
+    with pytest.raises(StepFailedError, match=r"france: first token after \d+\.\d{3} s") as raised:
+        ask(lab, before, strict(lab))
     assert "long: " in str(raised.value)
     assert "tokens/s" in str(raised.value)
 
@@ -344,16 +355,16 @@ def test_a_prompt_that_gets_no_answer_is_a_fault_among_the_others(lab):
 
 def test_a_cold_first_answer_is_asked_for_once_more(lab, instance):
     """Only the first after a start is slow: a pause holds it up."""
-    before = measure_serving(instance, lab.serving)
+    before = at_a_pace(measure_serving(instance, lab.serving), first_token_s=1.0, tokens_per_s=1)
     url = lab.server_url(INSTANCE)
     httpx.post(f"{url}/pause_generation", json={"mode": "in_place"}).raise_for_status()
-    timer = threading.Timer(0.8, lambda: httpx.post(f"{url}/continue_generation", json={}))
+    timer = threading.Timer(3.0, lambda: httpx.post(f"{url}/continue_generation", json={}))
     timer.start()
     try:
-        first, *_ = ask(lab, before)
+        first, *_ = ask(lab, before, strict(lab))
     finally:
         timer.join()
-    assert first.first_token_s < 0.5
+    assert first.first_token_s < 2  # twice that of before is allowed
 
 
 # --- memory ----------------------------------------------------------------------------------------
