@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from blocks.application import load_fleet
 from blocks.database import load_database
+from blocks.ipfs import load_content
+from blocks.nixos import load_nixos_hosts
 from blocks.ray_cluster import load_ray_cluster
 from blocks.sglang import load_model
 from rules.change import ApplicationRelease, Change, IndexChange, ModelRelease, RayRelease, SchemaChange
+from rules.content_change import ContentRelease
 from rules.database import Database
 from rules.fleet import NOBODY, Fleet
 from rules.frozen import Frozen
+from rules.ipfs import IpfsContent
+from rules.system_change import SystemRelease
 
 
 class Systems(Frozen):
-    """The fleet that is changed or whose users would notice, and the database, if one is changed."""
+    """The fleet that is changed or whose users would notice, and the database and content, if they are."""
 
     fleet: Fleet
     database: Database | None = None
+    content: IpfsContent | None = None
     users: tuple[Fleet, ...] = ()
 
 
@@ -34,6 +40,11 @@ def load_systems(change: Change) -> Systems:
             return Systems(fleet=load_model(change.model))
         case RayRelease():
             return Systems(fleet=load_ray_cluster(change.cluster))
+        case SystemRelease():
+            return Systems(fleet=load_nixos_hosts(change.hosts))
+        case ContentRelease():
+            content, database = load_content(change.content)
+            return Systems(fleet=fleet, database=database, content=content)
         case SchemaChange():
             others = tuple(load_fleet(served.application) for served in change.serves[1:])
             users = (fleet, *others) if change.serves else ()

@@ -14,6 +14,8 @@ from blocks.environment import load_environment
 from flows.application import update_application
 from flows.approval import approve
 from flows.guard import guarded, take_back_after
+from flows.ipfs_content import update_content
+from flows.nixos_system import update_systems
 from flows.pgvector_index import update_index
 from flows.postgres_schema import update_schema
 from flows.ray_node import update_ray_nodes
@@ -23,6 +25,7 @@ from flows.update import TIMEOUT_S
 from rules.baseline import Baseline, Comparison, compare
 from rules.change import ApplicationRelease, IndexChange, ModelRelease, RayRelease, SchemaChange
 from rules.checklist import Attestation, Waiver
+from rules.content_change import ContentRelease
 from rules.entries import Compared, Decided, Gated, Measured, Noted, Opened
 from rules.errors import GateBlockedError, StepFailedError
 from rules.evidence.sources import Evidence
@@ -33,6 +36,7 @@ from rules.plan import Plan
 from rules.record import DeploymentRecord, checklist_page, plan_page, record_of
 from rules.request import Papers
 from rules.strategy import BlueGreen, Canary, InPlace, Rolling
+from rules.system_change import SystemRelease
 from rules.verdict import Outcome
 from tasks.aftermath import keep_books, tell
 from tasks.backup_round import back_up
@@ -62,7 +66,13 @@ backups = task(name="backups", cache_policy=NO_CACHE, persist_result=False)(back
     on_cancellation=[take_back_after],
 )
 def deploy(  # noqa: PLR0917 - the fields of the run form
-    change: ApplicationRelease | ModelRelease | RayRelease | SchemaChange | IndexChange,
+    change: ApplicationRelease
+    | ModelRelease
+    | RayRelease
+    | SchemaChange
+    | IndexChange
+    | SystemRelease
+    | ContentRelease,
     strategy: InPlace | BlueGreen | Canary | Rolling,
     environment: str = "development",
     evidence: Evidence = Evidence(),  # noqa: B008 - frozen
@@ -199,6 +209,10 @@ def _roll_out(deployment: OpenDeployment, plan: Plan) -> None:
                 update_schema(plan.change)
             case IndexChange():
                 update_index(plan.change)
+            case SystemRelease():
+                update_systems(plan.change, plan.strategy)
+            case ContentRelease():
+                update_content(plan.change)
             case unknown:
                 assert_never(unknown)
     finally:

@@ -44,6 +44,7 @@ def opening(
         host=settings.host,
         fleet=systems.fleet,
         database=systems.database,
+        content=systems.content,
         users=systems.users,
         environment=environment or Environment(),
         summary=f"{change.component} {change.subject}, release {change.release}, {strategy.strategy}",

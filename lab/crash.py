@@ -45,6 +45,8 @@ _STRATEGIES = {
     "pgvector_index": ("in_place",),
     "sglang_model": ("hot_swap", "in_place", "rolling", "blue_green"),
     "ray_node": ("in_place", "rolling", "scale"),
+    "nixos_system": ("in_place", "rolling", "reboot"),
+    "ipfs_content": ("in_place",),
 }
 
 

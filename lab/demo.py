@@ -12,6 +12,8 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -19,12 +21,18 @@ from rich.console import Console
 from rich.table import Table
 
 from lab.calls import is_over, run_state, start_run
+from lab.content import LabContent
 from lab.database import LabDatabase
 from lab.database_load import DatabaseLoad
+from lab.demo_content import CONTENT_SCENES, show_content
 from lab.demo_database import DATABASE_SCENES, show_database
 from lab.demo_model import ALONE, MODEL_SCENES, PROMPTS_PER_S, show_model
+from lab.demo_system import HOST, SYSTEM_SCENES
+from lab.demo_system import why_not as why_no_host
 from lab.figures import Figures, figures_of, plot_canary, sparkline
+from lab.kubo_install import why_not as why_no_kubo
 from lab.load import Load
+from lab.nixos import LabNixos
 from lab.production import Production
 from lab.releases import Behaviour
 from lab.sglang import LabSglang
@@ -52,7 +60,18 @@ _RUN_TIMEOUT_S = 180.0
 _WATCH = Watching(limits=CanaryLimits(min_observation_s=3.0))
 #: Notes of a deployment that people want to see.
 _TOLD = frozenset(
-    {"index_judged", "index_verified", "loss", "snapshot", "model_verified", "inference", "memory"}
+    {
+        "index_judged",
+        "index_verified",
+        "loss",
+        "snapshot",
+        "model_verified",
+        "inference",
+        "memory",
+        "system_verified",
+        "content_verified",
+        "references_verified",
+    }
 )
 #: Each scene is followed by the next one before a second run of its monitoring would begin.
 _CALM = Environment(name="calm", monitoring=Monitoring(every_s=21_600))
@@ -129,6 +148,15 @@ class Demo:
         run_id = start_run(self._api_url, "deploy/deploy", parameters, key=f"demo-{change.release}")
         self._follow(run_id, change.release, subject=change.subject)
         self._expect(self._journal(change.release, subject=change.subject), ends)
+
+    def play_others(self, hosts: Sequence[LabNixos], contents: Sequence[LabContent]) -> None:
+        """Deploy systems and content; where the parts cannot be had, say why."""
+        for scene, host in product(SYSTEM_SCENES, hosts):
+            self.play_change(scene.title, scene.change(host), scene.ends, strategy=HOST)
+        for told, content in product(CONTENT_SCENES, contents):
+            self.play_change(told.title, told.change(content), told.ends)
+        for words in filter(None, (why_no_host(), why_no_kubo())):
+            self._console.print(f"[yellow]Left out: {words}")
 
     def play(self, scene: Scene) -> None:
         """Deploy one release through the API and follow it to its end."""
@@ -255,11 +283,15 @@ def main() -> int:
     cache = _DIRECTORY.parent / "cache"
     database = LabDatabase(_DIRECTORY / "memories", cache=cache)
     model, migrations = LabSglang(_DIRECTORY / "chat"), _DIRECTORY / "migrations"
+    hosts = [] if why_no_host() else [LabNixos(_DIRECTORY / "nixos")]
+    contents = [] if why_no_kubo() else [LabContent(_DIRECTORY / "content")]
     production = Production(
         _DIRECTORY,
         environments=(_CALM, _WATCHED),
         databases=(database,),
         models=(model,),
+        hosts=hosts,
+        contents=contents,
         cache=cache,
     )
     with console.status("starting PostgreSQL, Prefect's server and worker, application, model, HAProxy"):
@@ -277,10 +309,13 @@ def main() -> int:
             for swapped in MODEL_SCENES:
                 demo.play_change(swapped.title, swapped.change(model), swapped.ends, strategy=ALONE)
             said = prompts.rows()
+        demo.play_others(hosts, contents)
         console.rule()
         show(demo, load, console)
         show_database(seen, console)
         show_model(said, console)
+        for content in contents:
+            show_content(content, console)
         console.print(f"Took {time.monotonic() - began:.0f} s.")
         _keep(production, console) if given.keep else _say_how_to_keep(console)
     finally:

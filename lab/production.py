@@ -15,14 +15,16 @@ import httpx
 from lab import processes
 from lab.application import LabApplication
 from lab.calls import client
+from lab.content import LabContent
 from lab.database import LabDatabase
 from lab.identity import started_ticks
+from lab.nixos import LabNixos
 from lab.part import Part
 from lab.ports import give_back
 from lab.postgres import Postgres
 from lab.prefect_server import DATABASE, DRIVER, PrefectServer, Worker, migrated_cluster
 from lab.processes import clean_environment
-from lab.register import register_all
+from lab.register import DescribedContent, register_all
 from lab.sglang import LabSglang
 from rules.environment import Environment
 
@@ -55,10 +57,12 @@ class Production(Part):
         environments: that deployments may name, beside `development`.
         databases: that deployments may change; started and stopped with it.
         models: whose servers deployments may update; started and stopped with it.
+        hosts: NixOS hosts that deployments may update; started and stopped with it.
+        contents: of IPFS, the same.
         cache: where a migrated database is kept, which makes later starts several seconds faster.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what there may be, all with a default
         self,
         directory: Path | None = None,
         *,
@@ -67,10 +71,13 @@ class Production(Part):
         environments: Sequence[Environment] = (),
         databases: Sequence[LabDatabase] = (),
         models: Sequence[LabSglang] = (),
+        hosts: Sequence[LabNixos] = (),
+        contents: Sequence[LabContent] = (),
         cache: Path | None = None,
     ) -> None:
         self._environments = environments
         self._databases, self._models = tuple(databases), tuple(models)
+        self._hosts, self._contents = tuple(hosts), tuple(contents)
         self._temporary = directory is None
         self.directory = (directory or Path(tempfile.mkdtemp(prefix="lab-"))).absolute()
         self.cache = cache
@@ -100,7 +107,7 @@ class Production(Part):
             if not self.cache:
                 self.postgres.create_database(DATABASE)
             self.prefect.start()
-            for part in (*self.applications.values(), *self._databases, *self._models):
+            for part in self._parts:
                 part.start()
             self.register()
             if self.worker:
@@ -116,12 +123,18 @@ class Production(Part):
         if answer.status_code != httpx.codes.CONFLICT:  # there already, after a restart
             answer.raise_for_status()
         fleets = [part.fleet for part in (*self.applications.values(), *self._models)]
+        fleets += [part.fleet for part in self._hosts]
+        databases = [one.database for one in self._databases]
+        databases += [one.database for one in self._contents]
         client_environment = clean_environment(self.directory, self.environment())
         register_all(
             fleets,
             client_environment,
             environments=self._environments,
-            databases=[one.database for one in self._databases],
+            databases=databases,
+            contents=[
+                DescribedContent(content=one.content, database=one.database.name) for one in self._contents
+            ],
         )
 
     def stop(self) -> None:
@@ -134,10 +147,20 @@ class Production(Part):
                 parts.callback(give_back, port)
             parts.callback(self.postgres.stop)
             parts.callback(self.prefect.stop)
-            for part in (*self.applications.values(), *self._databases, *self._models):
+            for part in self._parts:
                 parts.callback(part.stop)
             if self.worker:
                 parts.callback(self.worker.stop)
+
+    @property
+    def _parts(self) -> tuple[Part, ...]:
+        return (
+            *self.applications.values(),
+            *self._databases,
+            *self._models,
+            *self._hosts,
+            *self._contents,
+        )
 
     @property
     def state(self) -> State:

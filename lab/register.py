@@ -19,12 +19,24 @@ from lab.processes import LabError
 from rules.database import Database
 from rules.environment import Environment
 from rules.fleet import Fleet, Instance, ReleaseDirectory
+from rules.frozen import Frozen, Name
+from rules.ipfs import IpfsContent
 from rules.ray_cluster import RayCluster
 from rules.serving import ModelServing
 
 _PROJECT = Path(__file__).parents[1]
 _TIMEOUT_S = 180
-_DESCRIBED: TypeAdapter[Fleet | Environment | Database] = TypeAdapter(Fleet | Environment | Database)
+
+
+class DescribedContent(Frozen):
+    """Content, and the name of the block of the database that refers to it."""
+
+    content: IpfsContent
+    database: Name
+
+
+Described = Fleet | Environment | Database | DescribedContent
+_DESCRIBED: TypeAdapter[Described] = TypeAdapter(Described)
 
 
 def register_all(
@@ -33,6 +45,7 @@ def register_all(
     *,
     environments: Sequence[Environment] = (),
     databases: Sequence[Database] = (),
+    contents: Sequence[DescribedContent] = (),
 ) -> None:
     """Save the fleets' blocks and register deployments, block types and automation, as a new user would.
 
@@ -41,13 +54,14 @@ def register_all(
         environment: of a client of the Prefect server.
         environments: that deployments may name.
         databases: that deployments may change.
+        contents: the same of content in IPFS.
 
     Raises:
         LabError: a command failed; carries what it said.
     """
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor() as both:
         paths = []
-        for number, described in enumerate((*fleets, *environments, *databases)):
+        for number, described in enumerate((*fleets, *environments, *databases, *contents)):
             paths.append(Path(directory) / f"{number}.json")
             paths[-1].write_text(described.model_dump_json())
         blocks = both.submit(_run, ["lab.register", *map(str, paths)], environment)
@@ -72,6 +86,8 @@ def save_blocks(fleet: Fleet) -> None:
         _save_model(fleet, fleet.serving)
     elif fleet.ray:
         _save_ray_cluster(fleet, fleet.ray)
+    elif any(instance.nixos for instance in fleet.instances):
+        _save_nixos_hosts(fleet)
     else:
         _save_application(fleet)
 
@@ -130,6 +146,23 @@ def _save_ray_cluster(fleet: Fleet, cluster: RayCluster) -> None:
     )
 
 
+def _save_nixos_hosts(fleet: Fleet) -> None:
+    from blocks.nixos import NixosMember, SovereignNixosHosts  # noqa: PLC0415 - see _save_balancer
+
+    hosts = [
+        NixosMember.model_validate(
+            {**instance.nixos_host.model_dump(), **instance.model_dump(include={"name", "backend", "server"})}
+        )
+        for instance in fleet.instances
+    ]
+    SovereignNixosHosts(
+        hosts=hosts,
+        balancer=_save_balancer(fleet),
+        route=fleet.route.key if fleet.route else "",
+        smoke_script=fleet.smoke_script,
+    ).save(fleet.application, overwrite=True)
+
+
 def _root(instance: Instance) -> str:
     if not isinstance(instance.layout, ReleaseDirectory):
         raise LabError(f"{instance.name} has no release directory")
@@ -176,8 +209,23 @@ def save_database(database: Database) -> None:
     ).save(database.name, overwrite=True)
 
 
+def save_content(content: IpfsContent, *, database: str) -> None:
+    """Save the block that describes content, under its name; saved already is replaced."""
+    from blocks.ipfs import KuboNode, SovereignIpfsContent  # noqa: PLC0415 - see save_blocks
+
+    said = content.references
+    SovereignIpfsContent(
+        nodes=[KuboNode(**node.model_dump(exclude_none=True)) for node in content.nodes],
+        database=database,
+        table=said.table,
+        key_column=said.key,
+        cid_column=said.cid,
+        **content.model_dump(exclude={"name", "nodes", "references"}),
+    ).save(content.name, overwrite=True)
+
+
 def _save(text: str) -> None:
-    described: Fleet | Environment | Database = _DESCRIBED.validate_json(text)
+    described = _DESCRIBED.validate_json(text)
     match described:
         case Fleet():
             save_blocks(described)
@@ -185,6 +233,8 @@ def _save(text: str) -> None:
             save_environment(described)
         case Database():
             save_database(described)
+        case DescribedContent():
+            save_content(described.content, database=described.database)
 
 
 def _run(module: list[str], environment: Mapping[str, str]) -> None:

@@ -9,9 +9,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from rules.content_change import ContentRelease
 from rules.database import Identifier, QualifiedName
 from rules.frozen import AbsolutePath, Frozen, Name, ReleaseId, Sha256, slug
 from rules.serving import FlagName, FlagValue
+from rules.system_change import SystemRelease
 from rules.vector_index import Distance, Hnsw, IndexGate, IvfFlat
 
 
@@ -337,5 +339,5 @@ class RayRelease(Frozen):
 
 
 #: What brings a fleet's instances to a release, one by one.
-FleetChange = ApplicationRelease | ModelRelease | RayRelease
-Change = FleetChange | SchemaChange | IndexChange
+FleetChange = ApplicationRelease | ModelRelease | RayRelease | SystemRelease
+Change = FleetChange | SchemaChange | IndexChange | ContentRelease

@@ -16,6 +16,7 @@ from rules.errors import InvalidRequestError
 from rules.finding import Finding
 from rules.fleet import Fleet
 from rules.frozen import Count, Frozen, Ratio
+from rules.ipfs import IpfsContent
 from rules.plan import Plan
 from rules.traffic import Counts
 from rules.undo import AnyUndoStep
@@ -51,6 +52,7 @@ class Opened(Stamped):
     host: str
     fleet: Fleet = Field(description="the application that is changed, or whose users would notice")
     database: Database | None = Field(default=None, description="the database that is changed, if one is")
+    content: IpfsContent | None = Field(default=None, description="the IPFS content that is changed, if any")
     users: tuple[Fleet, ...] = Field(
         default=(), description="all applications that say which schema they work with"
     )
@@ -70,6 +72,17 @@ class Opened(Stamped):
         if self.database is None:
             raise InvalidRequestError(f"{self.deployment} names no database")
         return self.database
+
+    @property
+    def changed_content(self) -> IpfsContent:
+        """The IPFS content that is changed.
+
+        Raises:
+            InvalidRequestError: none is.
+        """
+        if self.content is None:
+            raise InvalidRequestError(f"{self.deployment} names no IPFS content")
+        return self.content
 
     @property
     def database_server(self) -> DatabaseServer | None:

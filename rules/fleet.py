@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from rules.errors import InvalidRequestError
 from rules.frozen import AbsolutePath, Argv, Count, Frozen, Name, PositiveSeconds
 from rules.hosts import HostAddress
+from rules.nixos import NixosHost, NixosProbe
 from rules.ray_cluster import RayCluster, RayNodeProbe
 from rules.serving import ModelServing
 from rules.traffic import AdminState, ProxyName, Route, Traffic
@@ -45,6 +46,12 @@ class CommandService(Frozen):
     status: Argv
 
 
+class HostService(Frozen):
+    """The whole host: it runs as long as it can be asked, and is neither started nor stopped by itself."""
+
+    service: Literal["host"] = "host"
+
+
 class Probe(Frozen):
     """How an instance says that it is ready, and which release it runs."""
 
@@ -71,12 +78,24 @@ class Instance(Frozen):
     name: Name
     host: HostAddress = HostAddress()
     layout: ReleaseDirectory | NixProfile
-    service: SystemdService | CommandService
-    probe: Probe | RayNodeProbe
+    service: SystemdService | CommandService | HostService
+    probe: Probe | RayNodeProbe | NixosProbe
+    nixos: NixosHost | None = Field(default=None, description="where it is a NixOS host, deployed as a whole")
     gpus: tuple[Count, ...] = Field(default=(), description="NVML indexes of those it uses; empty: all")
     backend: ProxyName | None = Field(default=None, description="balancer backend it belongs to: its side")
     server: ProxyName | None = Field(default=None, description="its server name in that backend")
     start_timeout_s: PositiveSeconds = 60.0
+
+    @property
+    def nixos_host(self) -> NixosHost:
+        """What is declared about this host as a NixOS system.
+
+        Raises:
+            InvalidRequestError: it is none.
+        """
+        if self.nixos is None:
+            raise InvalidRequestError(f"{self.name} is no NixOS host")
+        return self.nixos
 
 
 class Fleet(Frozen):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from rules.content_actions import SetReferences
 from rules.entries import Decided
 from rules.frozen import Frozen, Ratio
 from rules.journal import JournalView
+from rules.model_actions import HotSwap
+from rules.nixos_actions import ActivateSystem, RebootHost, SwitchSystem
 from rules.plan import Action, DrainServer, Plan, RejoinServer, RestartService, SetTraffic
 from rules.rollout import serving
 from rules.traffic import Counts, Traffic
@@ -15,6 +18,9 @@ from rules.verdict import Outcome
 #: From this part of failed requests on, users would call it an outage.
 _OUTAGE_ERROR_RATIO = 0.5
 _BAD_WATCHES = frozenset({"immediate", "delayed"})
+
+#: What changes an instance for whoever it serves at that moment.
+_CHANGES = RestartService | HotSwap | ActivateSystem | SwitchSystem | RebootHost
 
 
 class Scope(StrEnum):
@@ -94,7 +100,9 @@ def _share(view: JournalView) -> float | None:
         return None
     numbers = {intent.number for intent in view.intents}
     actions = tuple(step.action for step in plan.steps if step.number in numbers)
-    return max(_moved_share(plan, actions), _instance_share(view, plan, actions))
+    # whoever reads a row gets what it refers to
+    referred = float(any(isinstance(action, SetReferences) for action in actions))
+    return max(referred, _moved_share(plan, actions), _instance_share(view, plan, actions))
 
 
 def _moved_share(plan: Plan, actions: tuple[Action, ...]) -> float:
@@ -112,12 +120,12 @@ def _part_of(traffic: Traffic, side: str) -> float:
 
 
 def _instance_share(view: JournalView, plan: Plan, actions: tuple[Action, ...]) -> float:
-    """Return the part of the instances that serve users which were restarted under them, or rejoined."""
+    """Return the part of the instances that serve users which were changed under them, or rejoined."""
     names = {instance.name for instance in serving(view.opened.fleet, plan.before)}
     drained = {action.instance for action in actions if isinstance(action, DrainServer)}
     rejoined = {action.instance for action in actions if isinstance(action, RejoinServer)}
-    restarted = {action.instance for action in actions if isinstance(action, RestartService)}
-    return len(names & ((restarted - drained) | rejoined)) / len(names) if names else 0.0
+    changed = {action.instance for action in actions if isinstance(action, _CHANGES)}
+    return len(names & ((changed - drained) | rejoined)) / len(names) if names else 0.0
 
 
 def _bad_answers(view: JournalView) -> Counts:

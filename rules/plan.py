@@ -10,12 +10,15 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rules.change import Change, FleetChange
+from rules.content_actions import ContentAction, UnpinOld, content_applied
 from rules.database import DatabaseState
 from rules.database_plan import DatabaseAction, DropOldIndex, database_applied
 from rules.errors import InvalidRequestError
 from rules.fleet import FleetState
 from rules.frozen import BasisPoints, Count, Frozen, Name, PositiveSeconds, Seconds
+from rules.ipfs import ContentState
 from rules.model_actions import HotSwap, ModelAction
+from rules.nixos_actions import ActivateSystem, NixosAction, RebootHost, ReleaseRoots, SwitchSystem
 from rules.ray_actions import RayAction, StopService
 from rules.strategy import BlueGreen, Canary, CanaryLimits, InPlace, Rolling, Watching
 from rules.traffic import ProxyName, Traffic
@@ -124,7 +127,9 @@ FleetAction = (
     | WatchSide
     | ObserveBatch
 )
-Action = FleetAction | ModelAction | RayAction | DatabaseAction
+Action = FleetAction | ModelAction | RayAction | NixosAction | DatabaseAction | ContentAction
+#: What is done once the undo of a deployment is disarmed.
+Finish = DropOldIndex | ReleaseRoots | UnpinOld
 
 
 class Step(Frozen):
@@ -145,7 +150,8 @@ class Plan(Frozen):
     before: FleetState = Field(description="of the application that is changed, or whose users are watched")
     database: DatabaseState | None = Field(default=None, description="the same of the database, if any")
     steps: tuple[Step, ...]
-    finish: tuple[DropOldIndex, ...] = Field(
+    content: ContentState | None = Field(default=None, description="the same of IPFS content, if any")
+    finish: tuple[Annotated[Finish, Field(discriminator="action")], ...] = Field(
         default=(), description="done once its undo is disarmed: nothing needs what is removed any more"
     )
     notes: tuple[str, ...] = Field(default=(), description="what people should know before they approve it")
@@ -183,6 +189,30 @@ class Plan(Frozen):
         return state
 
     @property
+    def content_before(self) -> ContentState:
+        """The content's state before the first step.
+
+        Raises:
+            InvalidRequestError: this plan changes no content.
+        """
+        if self.content is None:
+            raise InvalidRequestError(f"a plan of {self.change.target} records no content")
+        return self.content
+
+    @property
+    def content_after(self) -> ContentState:
+        """The state the content is in when every step has been done.
+
+        Raises:
+            InvalidRequestError: this plan changes no content.
+        """
+        state = self.content_before
+        for step in self.steps:
+            if isinstance(step.action, ContentAction):
+                state = content_applied(state, step.action)
+        return state
+
+    @property
     def touched(self) -> set[str]:
         """The instances that a step changes."""
         names = (getattr(step.action, "instance", None) for step in self.steps)
@@ -207,7 +237,9 @@ def applied(state: FleetState, action: Action, change: Change) -> FleetState:
             if not isinstance(change, FleetChange):
                 raise InvalidRequestError(f"{action.action} is no step of a {change.component}")
             return _instance_applied(state, action, change)
-        case _:  # it only looks, or concerns a database: see database_applied
+        case ActivateSystem() | SwitchSystem() | RebootHost():
+            return _with_instance(state, action.instance, _system_applied(action))
+        case _:  # it only looks, or concerns a database or content: see database_applied, content_applied
             return state
 
 
@@ -227,5 +259,19 @@ def _instance_applied(
             update = {"running": change.release}
         case StopService():
             update = {"running": None}
-    instances = {**state.instances, action.instance: instance.model_copy(update=update)}
+    return _with_instance(state, action.instance, update)
+
+
+def _system_applied(action: ActivateSystem | SwitchSystem | RebootHost) -> dict[str, object]:
+    match action:
+        case ActivateSystem() | RebootHost():
+            return {"running": action.path}
+        case SwitchSystem(mode="boot"):
+            return {"release": action.path}
+        case SwitchSystem():
+            return {"release": action.path, "running": action.path}
+
+
+def _with_instance(state: FleetState, name: str, update: dict[str, object]) -> FleetState:
+    instances = {**state.instances, name: state.instances[name].model_copy(update=update)}
     return state.model_copy(update={"instances": instances})

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from rules.finding import Finding
 from rules.fleet import Fleet, FleetState, Instance
 from rules.model_actions import HotSwap
+from rules.nixos_actions import ActivateSystem, RebootHost, StageSystem, SwitchSystem, UpdateChannel
 from rules.plan import (
     DrainServer,
     ObserveBatch,
@@ -23,7 +24,18 @@ from rules.strategy import Rolling
 from rules.undo import InstanceUndo, RestoreServer
 
 #: What changes what an instance has or runs.
-_CHANGES = SwitchRelease | RestartService | HotSwap | DrainNode | StopService
+_CHANGES = (
+    SwitchRelease
+    | RestartService
+    | HotSwap
+    | DrainNode
+    | StopService
+    | ActivateSystem
+    | SwitchSystem
+    | RebootHost
+)
+#: What lies beside what runs, and may be done while users are served.
+_STAGING = StageRelease | UpdateChannel | StageSystem
 NOTHING_TO_DO = Finding.not_applicable("nothing to do: the release is in place already.")
 
 
@@ -71,6 +83,8 @@ def _steps_of(plan: Plan, name: str) -> list[Step]:
 
 
 def _drained_and_rejoined(plan: Plan, strategy: Rolling, fleet: Fleet) -> Finding:
+    if fleet.route is None and any(instance.nixos for instance in fleet.instances):
+        return _without_a_balancer(plan)
     if fleet.route is None and fleet.ray is None:
         return Finding.failed("no balancer declared: whoever is on an instance notices its restart.")
     if not plan.steps:
@@ -83,12 +97,25 @@ def _drained_and_rejoined(plan: Plan, strategy: Rolling, fleet: Fleet) -> Findin
     return Finding.judged(words, ok=not bare)
 
 
+def _without_a_balancer(plan: Plan) -> Finding:
+    """Return the finding for hosts that are behind no balancer: they need not serve anybody by one.
+
+    Who approves the plan reads in it what stops on each of them, one after the other.
+    """
+    if not plan.steps:
+        return NOTHING_TO_DO
+    if not plan.interruptions:
+        return Finding.passed("no balancer declared; no unit that runs is stopped, and no host rebooted.")
+    words = f"no balancer declared, so nothing is drained: {'; '.join(plan.interruptions)}."
+    return Finding.not_applicable(words)
+
+
 def _is_drained(steps: Iterable[Step]) -> bool:
     """Whether nothing but staging happens to an instance while it has work, and it gets work afterwards.
 
     A Ray node that has joined takes work by itself.
     """
-    actions = [step.action for step in steps if not isinstance(step.action, StageRelease)]
+    actions = [step.action for step in steps if not isinstance(step.action, _STAGING)]
     if not actions:
         return False
     is_last = isinstance(actions[-1], RejoinServer | VerifyNode | StopService)

@@ -6,7 +6,10 @@ from rules.evalue import log_below, requests_to_show_below
 from rules.finding import Finding
 from rules.fleet import Fleet, FleetState, Instance
 from rules.model_actions import TestInference
+from rules.nixos import NixosProbe
+from rules.nixos_actions import VerifySystem
 from rules.plan import (
+    Action,
     Plan,
     RehearseSwitch,
     SetTraffic,
@@ -119,7 +122,7 @@ def _all_ready(members: tuple[Instance, ...], before: FleetState) -> Finding:
 
 
 def _own_probes(fleet: Fleet, before: FleetState) -> Finding:
-    urls = [instance.probe.url for instance in fleet.instances]
+    urls = [_asked_at(instance) for instance in fleet.instances]
     servers = [(instance.backend, instance.server) for instance in fleet.instances]
     doubled = sorted({url for url in urls if urls.count(url) > 1})
     doubled += sorted(
@@ -131,17 +134,34 @@ def _own_probes(fleet: Fleet, before: FleetState) -> Finding:
     return Finding.judged(words, ok=not doubled and len(up) == len(live) > 0)
 
 
+def _asked_at(instance: Instance) -> str:
+    """Return what an instance is asked at; a NixOS host without URLs is asked by commands on it."""
+    if isinstance(instance.probe, NixosProbe) and not instance.probe.urls:
+        return f"{instance.host.address or 'this machine'}:{instance.host.port}:{instance.probe.current}"
+    return instance.probe.url
+
+
 def _smoke_tests(plan: Plan, fleet: Fleet, idle: tuple[Instance, ...]) -> Finding:
     if not plan.steps:
         return NOTHING_TO_DO
-    tests = TestInstance | TestInference
-    tested = {step.action.instance for step in plan.steps if isinstance(step.action, tests)}
+    # of a NixOS host, each declared URL must answer before its system counts as verified
+    asked = {instance.name: instance.nixos.urls for instance in idle if instance.nixos}
+    tested = {_tested_by(step.action, asked) for step in plan.steps}
     missed = sorted({instance.name for instance in idle} - tested)
     script = " and a script" if fleet.smoke_script else ""
     prompts = fleet.serving.prompts if fleet.serving else ()
-    asked = f"{len(prompts)} prompts" if fleet.serving else f"{len(fleet.smoke_tests)} requests"
-    words = f"{asked}{script} declared; not tested: {', '.join(missed) or 'none'}."
-    return Finding.judged(words, ok=bool(fleet.smoke_tests or fleet.smoke_script or prompts) and not missed)
+    urls = sum(map(len, asked.values()))
+    requests = f"{len(prompts)} prompts" if fleet.serving else f"{len(fleet.smoke_tests) + urls} requests"
+    words = f"{requests}{script} declared; not tested: {', '.join(missed) or 'none'}."
+    is_declared = bool(fleet.smoke_tests or fleet.smoke_script or prompts or urls)
+    return Finding.judged(words, ok=is_declared and not missed)
+
+
+def _tested_by(action: Action, asked: dict[str, tuple[str, ...]]) -> str | None:
+    """Return the instance that an action tests: by smoke tests, prompts, or the URLs that it is `asked`."""
+    if isinstance(action, VerifySystem) and asked.get(action.instance):
+        return action.instance
+    return action.instance if isinstance(action, TestInstance | TestInference) else None
 
 
 # --- traffic ---------------------------------------------------------------------------------------

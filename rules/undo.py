@@ -10,9 +10,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from rules.content_actions import ContentUndo, RestoreReferences, UnpinContent
 from rules.database_undo import DatabaseUndo, RemoveIndex, RestoreIndexNames, RestoreSnapshot, RevertMigration
 from rules.fleet import FleetState
 from rules.frozen import Frozen, Name, PositiveSeconds, ReleaseId
+from rules.nixos_actions import DisarmGuard, DropRoots, NixosUndo, RestoreChannel, RestoreSystem
 from rules.traffic import AdminState, Traffic
 
 
@@ -118,9 +120,9 @@ class RemoveRelease(Frozen):
 
 
 #: The undo steps that bring one instance back to what it had and ran.
-InstanceUndo = RestoreRelease | RestoreModel | RestoreNode
-FleetUndo = RestoreTraffic | RemoveRehearsal | RestoreServer | InstanceUndo | RemoveRelease
-UndoStep = FleetUndo | DatabaseUndo
+InstanceUndo = RestoreRelease | RestoreModel | RestoreNode | RestoreSystem
+FleetUndo = RestoreTraffic | RemoveRehearsal | RestoreServer | InstanceUndo | RemoveRelease | NixosUndo
+UndoStep = FleetUndo | DatabaseUndo | ContentUndo
 #: The same, parsed by its `undo` field.
 AnyUndoStep = Annotated[UndoStep, Field(discriminator="undo")]
 
@@ -128,21 +130,23 @@ AnyUndoStep = Annotated[UndoStep, Field(discriminator="undo")]
 def undone(state: FleetState, step: UndoStep) -> FleetState:
     """Return the fleet's state after `step`: the meaning of each undo step, without the effect.
 
-    What concerns a database leaves it as it is: see `database_undone`.
+    What concerns a database or content leaves it as it is: see `database_undone`, `content_undone`.
     """
     match step:
         case RestoreTraffic():
             return state.model_copy(update={"traffic": step.traffic})
-        case RemoveRehearsal():
+        case RemoveRehearsal() | RestoreChannel() | DisarmGuard() | DropRoots():
             return state
         case RestoreServer():
             return state.model_copy(update={"servers": {**state.servers, step.instance: step.admin}})
-        case RestoreRelease() | RestoreModel() | RestoreNode():
+        case RestoreRelease() | RestoreModel() | RestoreNode() | RestoreSystem():
             change: dict[str, object] = {"release": step.release, "running": step.running}
         case RemoveRelease():
             kept = tuple(r for r in state.instances[step.instance].releases if r != step.release)
             change = {"releases": kept}
         case RevertMigration() | RestoreSnapshot() | RemoveIndex() | RestoreIndexNames():
+            return state
+        case UnpinContent() | RestoreReferences():
             return state
     instance = state.instances[step.instance].model_copy(update=change)
     return state.model_copy(update={"instances": {**state.instances, step.instance: instance}})

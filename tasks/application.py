@@ -18,6 +18,7 @@ from rules.errors import StepFailedError, UndoFailedError
 from rules.fleet import (
     CommandService,
     Fleet,
+    HostService,
     Instance,
     InstanceState,
     NixProfile,
@@ -25,11 +26,13 @@ from rules.fleet import (
     ReleaseDirectory,
     SystemdService,
 )
+from rules.nixos import NixosProbe
 from rules.ray_cluster import RayNodeProbe
 from rules.undo import RemoveRelease, RestoreModel, RestoreRelease
 from tasks import host as hosts
 from tasks import ray_cluster
-from tasks.server_service import is_running, systemctl
+from tasks.nixos_verify import running_system
+from tasks.server_service import is_running, systemctl, whole_host
 from tasks.settings import Settings
 
 _CHECKSUM_FILE = ".sha256"
@@ -99,6 +102,8 @@ def running_release(instance: Instance) -> str | None:
             return _answering_release(instance.probe)
         case RayNodeProbe():
             return ray_cluster.running_release(instance.probe)
+        case NixosProbe():
+            return running_system(instance.host, instance.probe)
 
 
 def _answering_release(probe: Probe) -> str | None:
@@ -251,6 +256,8 @@ def restart_service(instance: Instance, *, settings: Settings) -> None:
         case CommandService():
             hosts.run(instance.host, instance.service.stop, timeout_s=settings.command_timeout_s)
             hosts.run(instance.host, instance.service.start, timeout_s=settings.command_timeout_s)
+        case HostService():
+            raise whole_host(instance.host)
 
 
 def stop_service(instance: Instance, *, settings: Settings) -> None:
@@ -260,6 +267,8 @@ def stop_service(instance: Instance, *, settings: Settings) -> None:
             argv = (*systemctl(instance.service), "stop", instance.service.unit)
         case CommandService():
             argv = instance.service.stop
+        case HostService():
+            raise whole_host(instance.host)
     hosts.run(instance.host, argv, timeout_s=settings.command_timeout_s)
 
 

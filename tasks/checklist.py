@@ -18,6 +18,8 @@ from rules.change import (
     SchemaChange,
 )
 from rules.checklist import ChecklistReport, Item, judge, unknown_items
+from rules.content_change import ContentRelease
+from rules.content_checklist import content_findings
 from rules.database_checklist import database_findings, rehearsed_finding
 from rules.entries import Opened
 from rules.environment import Environment, Stage
@@ -31,6 +33,7 @@ from rules.message import Event, message_of
 from rules.plan import Plan
 from rules.request import Papers
 from rules.strategy_checklist import STRATEGY_ITEMS, strategy_findings
+from rules.system_change import SystemRelease
 from tasks import haproxy
 from tasks.backup import plan_findings
 from tasks.evidence import read_evidence
@@ -127,8 +130,14 @@ def _system_findings(plan: Plan, fleet: Fleet) -> Mapping[str, Finding]:
             # it was read, compared with its checksum and validated for the plan
             present = Finding.passed(f"{plan.change.artefact.path} is valid and what was asked for.")
             return {**fleet_findings(plan.change, fleet, plan.before), "release-present": present}
+        case SystemRelease():
+            # it was built, and asked for its version, for the plan
+            built = Finding.passed(f"every host's system is built and says that it is {plan.change.release}.")
+            return {**fleet_findings(plan.change, fleet, plan.before), "release-present": built}
         case SchemaChange() | IndexChange():
             return database_findings(plan, fleet)
+        case ContentRelease():
+            return content_findings(plan, fleet)
         case unknown:
             assert_never(unknown)
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
-from rules.database import QualifiedName
+from rules.content_actions import UnpinOld
+from rules.database_plan import DropOldIndex
 from rules.database_undo import RestoreSnapshot
 from rules.entries import Opened
 from rules.errors import DeployError, WorldMovedError
 from rules.journal import JournalView
+from rules.nixos_actions import ReleaseRoots
+from rules.plan import Finish
 from tasks.cluster_prune import prune_cluster_snapshots
+from tasks.ipfs_content import unpin_old
 from tasks.journal import JournalFile
 from tasks.known import readable_journals
+from tasks.nixos_roots import drop_roots
 from tasks.rehearsal import remove_rehearsals
 from tasks.settings import Settings
 from tasks.vector_index import drop_old_index
@@ -30,7 +36,7 @@ class _Armed(NamedTuple):
     """What deployments lead back to that are under way, or can still be taken back."""
 
     targets: frozenset[str]
-    kept: frozenset[QualifiedName]
+    kept: frozenset[str]
 
     def needs(self, view: JournalView) -> bool:
         """Return whether what a deployment has kept is part of a state that one of them returns to."""
@@ -109,18 +115,29 @@ def _armed(views: tuple[JournalView, ...]) -> _Armed:
     ]
     return _Armed(
         targets=frozenset(view.opened.target for view in armed),
-        kept=frozenset(index for view in armed for index in _kept_by(view)),
+        kept=frozenset(name for view in armed for name in _kept_by(view)),
     )
 
 
-def _kept_by(view: JournalView) -> tuple[QualifiedName, ...]:
-    return tuple(old.index for old in view.plan.finish) if view.plan else ()
+def _kept_by(view: JournalView) -> tuple[str, ...]:
+    return tuple(_name(view, kept) for kept in view.plan.finish) if view.plan else ()
+
+
+def _name(view: JournalView, kept: Finish) -> str:
+    match kept:
+        case DropOldIndex():
+            return kept.index
+        case ReleaseRoots():
+            return f"{kept.instance}: systems kept for {view.opened.deployment}"
+        case UnpinOld():
+            return f"{kept.node}: {', '.join(kept.cids)}"
+        case unknown:
+            assert_never(unknown)
 
 
 def _finish(journal: JournalFile, view: JournalView, settings: Settings) -> list[str]:
-    database, plan = view.opened.database, view.plan
     removed: list[str] = []
-    if database is None or plan is None:
+    if view.plan is None:
         return removed
 
     def heed() -> None:
@@ -129,15 +146,28 @@ def _finish(journal: JournalFile, view: JournalView, settings: Settings) -> list
             raise WorldMovedError(f"a change of {view.opened.target} has begun, and may return to it")
 
     try:
-        for old in plan.finish:
-            drop_old_index(database, old, deployment=view.opened.deployment, heed=heed)
-            log.info("%s: index %s, kept until now, is gone", view.opened.deployment, old.index)
-            removed.append(old.index)
+        for kept in view.plan.finish:
+            heed()
+            _let_go(view.opened, kept, heed=heed)
+            log.info("%s: kept until now, and gone: %s", view.opened.deployment, _name(view, kept))
+            removed.append(_name(view, kept))
     except (DeployError, OSError) as error:
         log.warning("what %s kept is still there and is removed later: %s", view.opened.deployment, error)
     else:
         _note_finished(journal)
     return removed
+
+
+def _let_go(opened: Opened, kept: Finish, *, heed: Callable[[], None]) -> None:
+    match kept:
+        case DropOldIndex():
+            drop_old_index(opened.changed_database, kept, deployment=opened.deployment, heed=heed)
+        case ReleaseRoots():
+            drop_roots(opened.fleet.instance(kept.instance), deployment=opened.deployment)
+        case UnpinOld():
+            unpin_old(opened.changed_content, opened.changed_database, kept, deployment=opened.deployment)
+        case unknown:
+            assert_never(unknown)
 
 
 def _note_finished(journal: JournalFile) -> None:

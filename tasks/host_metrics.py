@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import psutil
 
@@ -57,7 +57,8 @@ def root_of(instance: Instance) -> str:
         case ReleaseDirectory():
             return instance.layout.root
         case NixProfile():
-            return "/nix/store"
+            # on a file system with the store, wherever that is
+            return str(PurePosixPath(instance.layout.profile).parent)
 
 
 def read_host(host: HostAddress, paths: Sequence[str] = ("/",)) -> HostSample:

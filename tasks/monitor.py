@@ -17,16 +17,19 @@ from rules.frozen import Count, Frozen
 from rules.journal import JournalView
 from rules.journal_errors import units_by_host
 from rules.monitoring import Look, MonitoringVerdict, Watch, decide
+from rules.nixos import NixosProbe
 from rules.provider import ProviderError
 from rules.traffic import Counts
 from tasks import ray_cluster
 from tasks.alertmanager import alerts_since
 from tasks.application import running_release
 from tasks.assessment import compared_now
+from tasks.content_watch import content_health
 from tasks.fleet import serving_now
 from tasks.journal import JournalFile
 from tasks.journald import errors_since
 from tasks.monitoring import live_counters
+from tasks.nixos_reading import silent_urls
 from tasks.observed import database_answers
 from tasks.services import Services
 
@@ -162,17 +165,27 @@ def _probes(view: JournalView) -> tuple[dict[str, bool], str]:
     """Return who answers, and why that cannot be told of some."""
     database = view.opened.database
     found = {"database": database_answers(database, deployment=view.opened.deployment)} if database else {}
+    held, short = content_health(view)
+    found |= held
     try:
         serving = serving_now(view.opened.fleet)
     except (BalancerError, CommandError) as error:
         log.warning("who serves users is not known: %s", error)
-        return found, ""
+        return found, short
     cluster = view.opened.fleet.ray
     if cluster and not ray_cluster.healthy(cluster):
         # what nobody can be asked about is not down, and without the head nothing could be taken back
         return found, f"the head of the Ray cluster does not answer at {cluster.dashboard}"
     serving = (*serving, *_promised_nodes(view))
-    return {**found, **{i.name: running_release(i) is not None for i in serving}}, ""
+    return {**found, **{i.name: _is_well(i) for i in serving}}, short
+
+
+def _is_well(instance: Instance) -> bool:
+    """Whether an instance answers its probe; a whole host also at the addresses declared for it."""
+    is_there = running_release(instance) is not None
+    if not isinstance(instance.probe, NixosProbe):
+        return is_there
+    return is_there and not silent_urls(instance.probe.urls)
 
 
 def _promised_nodes(view: JournalView) -> tuple[Instance, ...]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import assert_never
 
 from rules.change import ApplicationRelease, IndexChange, ModelRelease, RayRelease, SchemaChange
+from rules.content_change import ContentRelease
 from rules.database import Database, DatabaseState
-from rules.database_plan import AttachIndexes, BuildIndex
+from rules.database_plan import AttachIndexes, BuildIndex, DropOldIndex
 from rules.entries import Opened
 from rules.errors import DeployError
 from rules.index_names import without_leftovers
+from rules.ipfs import ContentState
 from rules.journal import JournalView
 from rules.plan import Plan
+from rules.system_change import SystemRelease
+from tasks.content_state import observe_content
 from tasks.database import observe_database
 from tasks.database_checks import corruption
 from tasks.fleet import observe_fleet
@@ -25,7 +29,7 @@ def differences_from_before(view: JournalView, plan: Plan) -> tuple[str, ...]:
         DeployError: it cannot be read.
     """
     match plan.change:
-        case ApplicationRelease() | ModelRelease() | RayRelease():
+        case ApplicationRelease() | ModelRelease() | RayRelease() | SystemRelease():
             fleet = observe_fleet(view.opened.fleet)
             return fleet.differences(plan.before.with_health_of(fleet, except_for=view.touched))
         case SchemaChange() | IndexChange():
@@ -33,6 +37,8 @@ def differences_from_before(view: JournalView, plan: Plan) -> tuple[str, ...]:
             database = view.opened.changed_database
             faults = corruption(database) if database.check_corruption else ()
             return now.model_copy(update={"faults": faults}).differences(plan.database_before)
+        case ContentRelease():
+            return _content_now(view.opened, plan).differences(plan.content_before)
         case unknown:
             assert_never(unknown)
 
@@ -49,13 +55,15 @@ def differences_from_promised(opened: Opened, plan: Plan, *, touched: set[str]) 
         DeployError: it cannot be read.
     """
     match plan.change:
-        case ApplicationRelease() | ModelRelease() | RayRelease():
+        case ApplicationRelease() | ModelRelease() | RayRelease() | SystemRelease():
             now = observe_fleet(opened.fleet)
             return now.differences(plan.after.with_health_of(now, except_for=touched))
         case SchemaChange() | IndexChange():
             # content is the users' from the promotion on: it is not even read
             promised = plan.database_after.model_copy(update={"tables": {}})
             return _database_now(opened, plan, like=promised).differences(promised)
+        case ContentRelease():
+            return _content_now(opened, plan).differences(plan.content_after)
         case unknown:
             assert_never(unknown)
 
@@ -68,6 +76,19 @@ def database_answers(database: Database, *, deployment: str) -> bool:
     except DeployError:
         return False
     return True
+
+
+def _content_now(opened: Opened, plan: Plan) -> ContentState:
+    """Return how content and references are, as far as the plan is concerned with them."""
+    before, after = plan.content_before, plan.content_after
+    pinned = (cid for state in (before, after) for cids in state.pinned.values() for cid in cids)
+    return observe_content(
+        opened.changed_content,
+        opened.changed_database,
+        keys=tuple(sorted(before.references)),
+        cids=tuple(sorted(set(pinned))),
+        deployment=opened.deployment,
+    )
 
 
 def _database_now(opened: Opened, plan: Plan, *, like: DatabaseState) -> DatabaseState:
@@ -84,7 +105,7 @@ def _of_plan(now: DatabaseState, plan: Plan) -> DatabaseState:
     """
     if not isinstance(plan.change, IndexChange):
         return now
-    tables, own = {plan.change.table}, {finish.index for finish in plan.finish}
+    tables, own = {plan.change.table}, {old.index for old in plan.finish if isinstance(old, DropOldIndex)}
     for action in (step.action for step in plan.steps):
         match action:
             case BuildIndex():

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from rules.content_plan import plan_content
+from rules.nixos_plan import plan_nixos
+
 from rules.change import ApplicationRelease, Change, IndexChange, ModelRelease, RayRelease, SchemaChange
+from rules.content_change import ContentRelease
 from rules.continued import AGAIN
 from rules.database import Database, DatabaseState
 from rules.database_plan import VerifyDatabase
@@ -19,6 +23,8 @@ from rules.rehearsal_page import rehearsal_page
 from rules.rollout import plan_rollout
 from rules.schema_plan import plan_schema, refuse_dangers
 from rules.strategy import InPlace, Strategy
+from rules.system_change import SystemRelease
+from tasks.content_survey import survey_content
 from tasks.database import observe_database
 from tasks.database_checks import corruption, measured_queries
 from tasks.fleet import observe_fleet
@@ -26,6 +32,7 @@ from tasks.history import records
 from tasks.migration_lint import lint
 from tasks.migrations import read_migrations
 from tasks.model_survey import survey_model
+from tasks.nixos_survey import survey_nixos
 from tasks.prefect_api import PrefectApi
 from tasks.ray_survey import survey_ray
 from tasks.rehearsal import rehearse
@@ -55,6 +62,14 @@ def plan_now(change: Change, strategy: Strategy, opened: Opened, settings: Setti
         case RayRelease():
             cluster = survey_ray(change, opened.fleet, before)
             return plan_ray(change, strategy, opened.fleet, before, situation=cluster)
+        case SystemRelease():
+            hosts = survey_nixos(change, strategy, opened.fleet, before, deployment=opened.deployment)
+            return plan_nixos(change, strategy, opened.fleet, before, situation=hosts)
+        case ContentRelease():
+            _refuse_strategy(change, strategy)
+            content, database = opened.changed_content, opened.changed_database
+            found = survey_content(change, content, database, deployment=opened.deployment)
+            return plan_content(change, content, before, found)
         case SchemaChange():
             _refuse_strategy(change, strategy)
             return _plan_schema(change, opened.changed_database, opened, before, settings=settings)
@@ -74,14 +89,28 @@ def renewed(plan: Plan, opened: Opened, settings: Settings) -> Plan:
         WorldMovedError: the system is not what the plan was made for; nothing was changed.
         InvalidRequestError: it has become one that the change may not go with.
     """
-    if isinstance(plan.change, RayRelease) and plan.steps:
-        return _renewed_nodes(plan, plan.change, opened)
-    if plan.database is None or not plan.steps:
+    if not plan.steps:
         return plan
-    database, change = opened.changed_database, plan.change
+    match plan.change:
+        case RayRelease():
+            return _renewed_nodes(plan, plan.change, opened)
+        case SystemRelease() | ContentRelease():
+            return _the_same(plan, opened, settings)
+        case ApplicationRelease() | ModelRelease():
+            return plan
+        case SchemaChange() | IndexChange():
+            return _renewed_database(plan, plan.change, opened, settings)
+        case unknown:
+            assert_never(unknown)
+
+
+def _renewed_database(
+    plan: Plan, change: SchemaChange | IndexChange, opened: Opened, settings: Settings
+) -> Plan:
+    database, recorded = opened.changed_database, plan.database_before
     table = change.table if isinstance(change, IndexChange) else None
     now = without_leftovers(observe_database(database, deployment=opened.deployment, indexes_of=table))
-    moved = now.model_copy(update={"tables": {}}).differences(plan.database.model_copy(update={"tables": {}}))
+    moved = now.model_copy(update={"tables": {}}).differences(recorded.model_copy(update={"tables": {}}))
     if moved:
         raise WorldMovedError(
             f"Since the plan was made the database has changed: {'; '.join(moved)}. Nothing was changed by "
@@ -90,6 +119,33 @@ def renewed(plan: Plan, opened: Opened, settings: Settings) -> Plan:
     if isinstance(change, SchemaChange):
         _refuse_applications(change, opened, settings)
     return plan.model_copy(update={"database": _with_queries(now, database, opened)})
+
+
+def _the_same(plan: Plan, opened: Opened, settings: Settings) -> Plan:
+    """Return the plan as it would be made now, if it leads from the same state to the same."""
+    now = plan_now(plan.change, plan.strategy, opened, settings)
+    if _ends(now) != _ends(plan):
+        raise WorldMovedError(
+            f"Since the plan was made {plan.change.target} has changed: {_moved(plan, now)}. Nothing was "
+            "changed by this deployment; deploy again."
+        )
+    return now
+
+
+def _ends(plan: Plan) -> tuple[object, ...]:
+    """Return what a plan starts from and promises; of content, not how its users are doing."""
+    titles = tuple(step.title for step in plan.steps)
+    if plan.content is not None:
+        return titles, plan.content, plan.content_after
+    return titles, plan.before, plan.after
+
+
+def _moved(plan: Plan, now: Plan) -> str:
+    if plan.content and now.content:
+        words = now.content.differences(plan.content)
+    else:
+        words = now.before.differences(plan.before)
+    return "; ".join(words) or "other steps would be needed now"
 
 
 def _renewed_nodes(plan: Plan, change: RayRelease, opened: Opened) -> Plan:
@@ -196,7 +252,7 @@ def _refuse_while_baking(change: SchemaChange, settings: Settings) -> None:
         )
 
 
-def _refuse_strategy(change: SchemaChange | IndexChange, strategy: Strategy) -> None:
+def _refuse_strategy(change: SchemaChange | IndexChange | ContentRelease, strategy: Strategy) -> None:
     if not isinstance(strategy, InPlace) or strategy.instance:
         raise InvalidRequestError(
             f"A {change.component} has one database and no instances to shift traffic between: use the "

@@ -45,6 +45,11 @@ def publish_build(deployment: OpenDeployment, index: str, done_ratio: float) -> 
     _publish(deployment, "build", "progress", round(100 * done_ratio, 1), description=f"Building {index}")
 
 
+def publish_upload(deployment: OpenDeployment, node: str, sent_ratio: float) -> None:
+    """Show how much of the content was sent to a node."""
+    _publish(deployment, "upload", "progress", round(100 * sent_ratio, 1), description=f"Sending to {node}")
+
+
 def publish_checklist(deployment: OpenDeployment, report: ChecklistReport) -> None:
     """Show the gate's rows."""
     rows = [

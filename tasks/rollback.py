@@ -11,12 +11,14 @@ import time
 from contextlib import nullcontext
 from datetime import UTC, datetime
 
+from rules.content_actions import ContentUndo
 from rules.database_undo import DatabaseUndo
 from rules.entries import DeploymentState, Entry, Held, Intent, Moved, Noted, Undone, stamped
 from rules.errors import ApiUnavailableError, CutOffError, DeployError, FencedError, UndoFailedError
 from rules.fleet import FleetState
 from rules.journal import JournalView, check_transition
 from rules.undo import RestoreTraffic
+from tasks.content_undo import take_content_back
 from tasks.database_undo import take_database_back
 from tasks.journal import JournalFile, Mirror
 from tasks.lease import Lease
@@ -117,6 +119,8 @@ class Rollback:
             take_database_back(
                 view, intent.undo, settings=self._settings, accept_loss=self._accept_loss, tell=self._note
             )
+        elif isinstance(intent.undo, ContentUndo):
+            take_content_back(view.opened, intent.undo, tell=self._note)
         else:
             deployment = view.opened.deployment
             take_back(intent.undo, view.opened.fleet, deployment=deployment, settings=self._settings)

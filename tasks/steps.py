@@ -6,11 +6,14 @@ import time
 from typing import assert_never
 
 from rules.change import ApplicationRelease, FleetChange, ModelRelease, RayRelease
+from rules.content_actions import ContentAction
+from rules.content_change import ContentRelease
 from rules.database_plan import DatabaseAction
 from rules.entries import Noted
 from rules.errors import InvalidRequestError, StepFailedError, VerdictFailedError, WorldMovedError
 from rules.fleet import Fleet, FleetState, Instance
 from rules.model_actions import ModelAction
+from rules.nixos_actions import NixosAction
 from rules.plan import (
     DrainServer,
     FleetAction,
@@ -28,14 +31,17 @@ from rules.plan import (
     WatchSide,
 )
 from rules.ray_actions import RayAction
+from rules.system_change import SystemRelease
 from rules.traffic import Route, Traffic
 from rules.verdict import Outcome, Verdict
 from tasks import application, haproxy, watch
 from tasks.as_task import as_task
+from tasks.content_steps import change_content
 from tasks.database_steps import change_database
 from tasks.deployment import OpenDeployment
 from tasks.fleet import admin_state, place
 from tasks.model_steps import change_model, stage_model
+from tasks.nixos_steps import change_system
 from tasks.ray_steps import change_nodes, restart_node
 
 #: A batch of a rolling update goes on unless it is shown to be bad: its probes passed, traffic may be low.
@@ -99,6 +105,10 @@ def perform(deployment: OpenDeployment, plan: Plan, step: Step, *, expected: Fle
 def _effect(deployment: OpenDeployment, plan: Plan, step: Step) -> None:
     if isinstance(step.action, DatabaseAction):
         change_database(deployment, plan, step.action)
+    elif isinstance(step.action, ContentAction) and isinstance(plan.change, ContentRelease):
+        change_content(deployment, plan.change, step.action)
+    elif isinstance(step.action, NixosAction) and isinstance(plan.change, SystemRelease):
+        change_system(deployment, plan.change, step.action)
     elif isinstance(step.action, ModelAction) and isinstance(plan.change, ModelRelease):
         change_model(deployment, plan.change, step.action)
     elif isinstance(step.action, RayAction) and isinstance(plan.change, RayRelease):
@@ -150,6 +160,8 @@ def _stage(deployment: OpenDeployment, change: FleetChange, instance: Instance) 
             stage_model(deployment, change, instance)
         case ApplicationRelease() | RayRelease():
             stage_release(instance, change, deployment=deployment.name, settings=deployment.settings)
+        case SystemRelease():
+            raise _not_of_systems(instance)
 
 
 def _restart(deployment: OpenDeployment, change: FleetChange, instance: Instance) -> None:
@@ -160,6 +172,12 @@ def _restart(deployment: OpenDeployment, change: FleetChange, instance: Instance
             restart_node(deployment, instance)
         case ApplicationRelease() | ModelRelease():
             restart_service(instance, settings=deployment.settings)
+        case SystemRelease():
+            raise _not_of_systems(instance)
+
+
+def _not_of_systems(instance: Instance) -> InvalidRequestError:
+    return InvalidRequestError(f"{instance.name} is deployed to as a whole; nothing was done by this step.")
 
 
 def _judge(

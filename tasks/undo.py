@@ -6,6 +6,7 @@ from typing import assert_never
 
 from rules.errors import DeployError, UndoFailedError
 from rules.fleet import Fleet
+from rules.nixos_actions import DisarmGuard, DropRoots, RestoreChannel, RestoreSystem
 from rules.traffic import Traffic
 from rules.undo import (
     FleetUndo,
@@ -21,6 +22,7 @@ from tasks import haproxy
 from tasks.application import remove_release, restore_release, running_release
 from tasks.fleet import place
 from tasks.model_server import restore_model
+from tasks.nixos_undo import take_system_back
 from tasks.ray_node import restore_node
 from tasks.settings import Settings
 
@@ -56,6 +58,9 @@ def take_back(step: FleetUndo, fleet: Fleet, *, deployment: str, settings: Setti
             restore_node(fleet, fleet.instance(step.instance), step, settings=settings)
         case RemoveRelease():
             remove_release(fleet.instance(step.instance), step, deployment=deployment)
+        case RestoreSystem() | RestoreChannel() | DisarmGuard() | DropRoots():
+            instance = fleet.instance(step.instance)
+            take_system_back(instance, step, deployment=deployment, settings=settings)
         case unknown:
             assert_never(unknown)
 

@@ -25,6 +25,8 @@ from blocks.forgejo import Forgejo
 from blocks.grafana import Grafana
 from blocks.haproxy import HAProxy
 from blocks.host import Host
+from blocks.ipfs import SovereignIpfsContent
+from blocks.nixos import SovereignNixosHosts
 from blocks.notifications import Notifications
 from blocks.postgres import PostgresBaseBackup
 from blocks.prometheus import Prometheus
@@ -49,7 +51,9 @@ BLOCKS = (
     Prometheus,
     ResticRepository,
     SovereignDatabase,
+    SovereignIpfsContent,
     SovereignModel,
+    SovereignNixosHosts,
     SovereignRayCluster,
     ZfsSnapshots,
 )

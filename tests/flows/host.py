@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from blocks.environment import Environment
-from rules.entries import Noted
+from rules.entries import Moved, Noted, stamped
 from rules.environment import Monitoring
 from rules.journal import JournalView
 from tasks.journal import journals
@@ -33,3 +34,10 @@ def views_of(journal_dir: Path) -> list[JournalView]:
 def notes_of(view: JournalView, about: str) -> list[str]:
     """Return what was noted of a kind, oldest first."""
     return [e.words for e in view.entries if isinstance(e, Noted) and e.about == about]
+
+
+def complete(journal_dir: Path) -> None:
+    """Let the time be over in which the newest deployment could be taken back."""
+    newest = max(journals(journal_dir), key=lambda journal: journal.read().opened.at)
+    moved = Moved(state="completed", reason="its time is over", by="test")
+    newest.append(stamped(moved, datetime.now(UTC)))

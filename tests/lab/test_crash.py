@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.requirements import need_ray, need_zfs
+from tests.requirements import need, need_ray, need_zfs
 
 _PROJECT = Path(__file__).parents[2]
 #: A Ray node takes half a minute to come and go.
@@ -29,6 +29,8 @@ _EVERY = {"ray_node": "13"}
         ("pgvector_index", "in_place"),
         ("sglang_model", "hot_swap"),
         ("sglang_model", "in_place"),
+        ("ipfs_content", "in_place"),
+        ("nixos_system", "in_place"),
         pytest.param("ray_node", "in_place", marks=pytest.mark.xdist_group("ray")),
     ],
 )
@@ -37,6 +39,8 @@ def test_a_deployment_killed_anywhere_is_recovered(component: str, strategy: str
         need_zfs()
     if component == "ray_node":
         need_ray()
+    if component == "nixos_system":
+        need("nix-env", package="nix-bin")
     command = (sys.executable, "-m", "lab.crash", "--component", component, "--strategy", strategy)
     done = subprocess.run(
         (*command, "--every", _EVERY.get(component, "9"), "--json"),

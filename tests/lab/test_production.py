@@ -49,6 +49,6 @@ def test_a_lab_stays_up_until_it_is_taken_down(tmp_path, lab_cache):
 
 def command(directory, name, *, expect):
     argv = [sys.executable, "-m", "lab", name]
-    done = subprocess.run(argv, cwd=directory, check=False, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(argv, cwd=directory, check=False, capture_output=True, text=True, timeout=280)
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout
