@@ -223,8 +223,8 @@ def a_stop_ends_what_runs(systemd: Systemd) -> None:
     """Stopping a service ends all its processes, and waits for it."""
     pid, name = systemd.scratch / "pid", "lab-contract-runs.service"
     text = f"[Service]\nType=oneshot\nExecStart=/bin/sh -c 'echo $$$$ >{pid}; sleep 60; :'\n"
-    with systemd.unit(name, text), systemd.unit("lab-contract.timer",
-                                                f"[Timer]\nOnActiveSec=1ms\nUnit={name}\n"):  # fmt: skip
+    timer = f"[Timer]\nOnActiveSec=1ms\nAccuracySec=1ms\nUnit={name}\n"
+    with systemd.unit(name, text), systemd.unit("lab-contract.timer", timer):
         systemd.ctl("start", "lab-contract.timer")
         wait_until(lambda: pid.exists() and bool(pid.read_text()), timeout_s=_SOON_S, what="the service")
         _must(systemd.ctl("is-active", name, code=3) == "activating\n", "it does not run")

@@ -125,6 +125,29 @@ def content_undone(state: ContentState, step: ContentUndo) -> ContentState:
             return state.model_copy(update={"references": {**state.references, **back}})
 
 
+def not_taken_back(now: ContentState, before: ContentState, after: ContentState) -> tuple[str, ...]:
+    """Say in words what is not back after the way back: rows, and the pins of what they referred to.
+
+    A row that refers neither to old nor to new content, or is gone, is somebody else's and no difference.
+    What is pinned beyond is none either: a row refers to it by now, or its node was away. It harms nobody,
+    and a way back that failed for it could never succeed.
+
+    Args:
+        now: of the nodes that answer.
+        before: the change.
+        after: the change, as it was planned.
+    """
+    words = [
+        f"{key}: still refers to {new}, not {before.references[key]}"
+        for key, new in sorted(after.references.items())
+        if new != before.references[key] and now.references.get(key) == new
+    ]
+    for name, cids in sorted(before.pinned.items()):
+        lacking = sorted(set(cids) - set(now.pinned.get(name, cids)))
+        words += [f"{name}: {cid} is not pinned" for cid in lacking]
+    return tuple(words)
+
+
 def _pinned(state: ContentState, node: str, cids: set[str]) -> ContentState:
     now = tuple(sorted({*state.pinned.get(node, ()), *cids}))
     return state.model_copy(update={"pinned": {**state.pinned, node: now}})

@@ -13,7 +13,8 @@ from rules.nixos import StorePath
 class RestoreSystem(Frozen):
     """Have the recorded generation be what boots, and the recorded system active: never relative.
 
-    Where a reboot had brought another kernel, the host is rebooted into the recorded one.
+    Where a reboot has brought a kernel that is neither the recorded one nor the recorded generation's, the
+    host is rebooted into that generation. The two differ where a reboot was due before.
     """
 
     undo: Literal["restore_system"] = "restore_system"

@@ -12,9 +12,12 @@ from rules.nixos_actions import RestoreSystem
 GAVE_UP = 3
 _RETRY_S = 5
 
+# No limit of starts: it is started anew whenever the deployment is heard of, and the limit's default is 5 in
+# 10 s, after which systemd would leave it failed.
 _TIMER = """\
 [Unit]
 Description=Take this host back unless {deployment} is heard of again
+StartLimitIntervalSec=0
 
 [Timer]
 OnActiveSec={guard_s}
@@ -94,11 +97,16 @@ is_recorded() {
   [ "$(readlink -f -- "$profile")" = "$release" ] && [ "$(readlink -f -- "$current")" = "$running" ]
 }
 
-runs_recorded_kernel() {
-  [ -n "$booted_before" ] && [ -e "$booted" ] || return 0
+same_kernel() {
   for part in kernel initrd kernel-modules; do
-    [ "$(readlink -f -- "$booted/$part")" = "$(readlink -f -- "$booted_before/$part")" ] || return 1
+    [ "$(readlink -e -- "$1/$part")" = "$(readlink -e -- "$2/$part")" ] || return 1
   done
+}
+
+# The recorded generation's own is as good: no reboot brings another.
+runs_recorded_kernel() {
+  [ -n "$booted_before" ] && [ -e "$booted/kernel" ] && [ -e "$booted_before/kernel" ] || return 0
+  same_kernel "$booted" "$booted_before" || same_kernel "$booted" "$release"
 }
 
 reboot_host() {

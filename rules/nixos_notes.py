@@ -68,8 +68,8 @@ def _reboot(change: SystemRelease, name: str, facts: HostFacts) -> Iterator[str]
     if facts.awaits_reboot:
         due = ", ".join(facts.reboot_due_for or facts.reboot_for)
         yield (
-            f"{name}: a reboot was due there already, for {due}. Booting its recorded generation does not "
-            "bring back the kernel that runs now, so the way back reboots nothing for the kernel's sake."
+            f"{name}: a reboot was due there already, for {due}. No boot of its recorded generation brings "
+            "back the kernel that runs now: once rebooted, the way back ends with that generation's own."
         )
     if facts.booted is None and not change.reboots(facts):
         yield (

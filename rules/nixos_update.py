@@ -63,9 +63,9 @@ class HostUpdate(Frozen):
             release=facts.profile,
             running=facts.running,
             generation=facts.generation,
-            # where a reboot was due, booting the recorded generation never brings the kernel that runs
-            # now: asked for it, host and deployment would reboot for nothing, and call the way back failed
-            booted=None if facts.awaits_reboot else facts.booted,
+            # also where a reboot was due: whoever goes back is content with this kernel or the recorded
+            # generation's, and must not stay with the one of the release that is taken back
+            booted=facts.booted,
             failed_before=facts.failed_units,
             answering=facts.answering,
         )

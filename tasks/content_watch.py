@@ -17,22 +17,25 @@ def content_health(view: JournalView) -> tuple[dict[str, bool], str]:
     """Return whether what rows refer to since this deployment can be had, and in words what is short.
 
     It cannot where nodes answer and none of them holds it: the old content, which is still pinned, can. Nodes
-    that are away, too few replicas and full nodes are warned of: going back would mend none of them.
+    that are away, too few replicas and full nodes are warned of: going back would mend none of them. What
+    only rows refer to that users have changed since is theirs.
     """
     content, plan = view.opened.content, view.plan
     if content is None or plan is None or plan.content is None:
         return {}, ""
-    cids = tuple(sorted({cid for cid in plan.content_after.references.values() if cid}))
+    promised = plan.content_after.references
     try:
         state = observe_content(
             content,
             view.opened.changed_database,
-            keys=tuple(sorted(plan.content.references)),
-            cids=cids,
+            keys=tuple(sorted(promised)),
+            cids={cid for cid in promised.values() if cid},
             deployment=view.opened.deployment,
         )
     except DeployError as error:
         return {}, f"who holds the content cannot be told: {error}"
+    still = {cid for key, cid in state.references.items() if cid and cid == promised[key]}
+    cids = tuple(sorted(still))
     is_there = all(any(cid in pinned for pinned in state.pinned.values()) for cid in cids)
     return {"content": is_there}, "; ".join(_shortages(content, plan, state, cids))
 

@@ -37,10 +37,16 @@ class _Armed(NamedTuple):
 
     targets: frozenset[str]
     kept: frozenset[str]
+    databases: frozenset[str]  # that go back as a whole, with all that their rows refer to
 
     def needs(self, view: JournalView) -> bool:
         """Return whether what a deployment has kept is part of a state that one of them returns to."""
-        return view.opened.target in self.targets or not self.kept.isdisjoint(_kept_by(view))
+        opened = view.opened
+        return (
+            opened.target in self.targets
+            or not self.kept.isdisjoint(_kept_by(view))
+            or (opened.content is not None and opened.changed_database.name in self.databases)
+        )
 
 
 def finish_due(settings: Settings, *, again: bool = False) -> tuple[str, ...]:
@@ -52,16 +58,17 @@ def finish_due(settings: Settings, *, again: bool = False) -> tuple[str, ...]:
 
     Args:
         settings: of this host.
-        again: look also at those that are finished already: a way back through a snapshot of the whole
-            cluster brings back what had been removed.
+        again: look also at indexes whose deployment is finished already: a way back through a snapshot of
+            the whole cluster brings back what had been removed.
     """
     removed: list[str] = []
     known = tuple(readable_journals(settings))
     armed = _armed(tuple(view for _, view in known))
     for journal, view in known:
-        if view.state not in _DISARMED or not _kept_by(view) or armed.needs(view):
+        if view.state not in _DISARMED or not view.plan or not view.plan.finish or armed.needs(view):
             continue
-        if again or not (journal.directory / _FINISHED).exists():
+        comes_back = again and any(isinstance(kept, DropOldIndex) for kept in view.plan.finish)
+        if comes_back or not (journal.directory / _FINISHED).exists():
             removed += _finish(journal, view, settings)
     return tuple(removed)
 
@@ -73,13 +80,7 @@ def prune_ways_back(settings: Settings) -> tuple[str, ...]:
     back. What killed rehearsals have left goes too. What does not work is logged and tried again later.
     """
     views = tuple(view for _, view in readable_journals(settings))
-    needed = {
-        intent.undo.snapshot
-        for view in views
-        if view.state not in _ENDED
-        for intent in view.intents
-        if isinstance(intent.undo, RestoreSnapshot)
-    }
+    needed = {undo.snapshot for view in views if view.state not in _ENDED for undo in _snapshots(view)}
     newest = {
         view.opened.database.name: view.opened
         for view in sorted(views, key=lambda view: view.opened.at)
@@ -105,6 +106,10 @@ def _pruned(opened: Opened, needed: set[str], settings: Settings) -> tuple[str, 
         return ()
 
 
+def _snapshots(view: JournalView) -> tuple[RestoreSnapshot, ...]:
+    return tuple(i.undo for i in view.intents if isinstance(i.undo, RestoreSnapshot))
+
+
 def _armed(views: tuple[JournalView, ...]) -> _Armed:
     continued = {view.opened.continues for view in views}
     armed = [
@@ -116,6 +121,7 @@ def _armed(views: tuple[JournalView, ...]) -> _Armed:
     return _Armed(
         targets=frozenset(view.opened.target for view in armed),
         kept=frozenset(name for view in armed for name in _kept_by(view)),
+        databases=frozenset(view.opened.changed_database.name for view in armed if _snapshots(view)),
     )
 
 
@@ -145,15 +151,16 @@ def _finish(journal: JournalFile, view: JournalView, settings: Settings) -> list
         if _armed(tuple(other for _, other in readable_journals(settings))).needs(view):
             raise WorldMovedError(f"a change of {view.opened.target} has begun, and may return to it")
 
-    try:
-        for kept in view.plan.finish:
+    for kept in view.plan.finish:  # one host that is gone for ever keeps no other waiting
+        try:
             heed()
             _let_go(view.opened, kept, heed=heed)
+        except (DeployError, OSError) as error:
+            log.warning("what %s kept is still there and is removed later: %s", view.opened.deployment, error)
+        else:
             log.info("%s: kept until now, and gone: %s", view.opened.deployment, _name(view, kept))
             removed.append(_name(view, kept))
-    except (DeployError, OSError) as error:
-        log.warning("what %s kept is still there and is removed later: %s", view.opened.deployment, error)
-    else:
+    if len(removed) == len(view.plan.finish):
         _note_finished(journal)
     return removed
 

@@ -231,7 +231,7 @@ def unpin_content(content: IpfsContent, database: Database, step: UnpinContent, 
     A node that does not answer keeps its pins, which harms nobody: content that nothing refers to.
 
     Raises:
-        KuboError: the node answers and fails; repeating it goes on from there.
+        KuboError: the node answers and fails, or keeps what it was told to forget; it can be repeated.
         DatabaseError: what rows refer to cannot be read, so nothing was unpinned.
     """
     node = content.node(step.node)
@@ -280,4 +280,7 @@ def _unpin(
     for cid in pinned:
         if cid not in kept:
             kubo.unpin(node, cid)
-    return tuple(cid for cid in pinned if cid not in kept), tuple(cid for cid in pinned if cid in kept)
+    gone = tuple(cid for cid in pinned if cid not in kept)
+    if still := kubo.pinned(node, gone):
+        raise kubo.KuboError(f"{node.name} said that it unpinned {', '.join(still)}, and has not.")
+    return gone, tuple(cid for cid in pinned if cid in kept)

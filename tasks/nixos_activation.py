@@ -22,14 +22,14 @@ from tasks.host import HostUnreachableError
 Mode = Literal["switch", "boot", "test"]
 
 #: Units that activate, of any deployment.
-UNITS = "sovereign-activate-*"
+_UNIT = "sovereign-activate-"
 #: A file that each activation and each reboot takes away: the way back was proven since.
 RESTORED = "restored"
 _DIRECTORY = "activations"
 _POLL_S = 0.5
 _TAIL = 1500
-#: It has ended, or will not: what systemd-run says of it takes a moment.
-_MARGIN_S = 15.0
+#: A host that was cut off may answer again when the activation has ended.
+_BACK_S = 5.0
 _STOP_TIMEOUT_S = 120.0
 _LOCK_IS_HELD = "Could not acquire lock"
 _FORBIDDEN = "Pre-switch check"
@@ -41,14 +41,12 @@ set -eu
 rm -rf -- "$1/$2" "$1/$3"
 mkdir -p -m 0700 -- "$1/$2"
 """
-# systemd replaces $WORD where that is a whole argument, and braces anywhere: there are none here
-_ACTIVATE = """\
-file=$1; shift
-"$@" </dev/null >"$file.out" 2>"$file.err"
-code=$?
-echo "$code" >"$file.code"
-exit "$code"
-"""
+# One line, as it becomes the unit's description, which systemctl lists with it. systemd replaces $WORD where
+# that is a whole argument, and ${WORD} anywhere.
+_ACTIVATE = (
+    'file=$1; shift; "$@" </dev/null >"$file.out" 2>"$file.err"; '
+    'code=$?; echo "$code" >"$file.code"; exit "$code"'
+)
 _READ = """\
 cat -- "$1.code" && tail -c 65536 -- "$1.err"
 """
@@ -102,7 +100,7 @@ def run_activation(instance: Instance, path: str, mode: Mode, *, deployment: str
     while True:
         wait_for_activations(instance, deadline)
         hosts.run(instance.host, ("sh", "-c", _PREPARE, "prepare", runtime, _DIRECTORY, RESTORED))
-        unit = f"sovereign-activate-{deployment}-{secrets.token_hex(4)}"
+        unit = f"{_UNIT}{deployment}-{secrets.token_hex(4)}"
         activated = _run_unit(instance, unit, (f"{path}/bin/switch-to-configuration", mode), deadline)
         if not activated.is_lock_busy or time.monotonic() > deadline:
             return activated
@@ -122,7 +120,7 @@ def _run_unit(instance: Instance, unit: str, argv: tuple[str, ...], deadline: fl
         ran = hosts.run(instance.host, command, timeout_s=left_s, check=False).output
     except CommandError as error:
         ran = str(error)
-    return _outcome(instance, unit, ran=ran, deadline=deadline + _MARGIN_S)
+    return _outcome(instance, unit, ran=ran, deadline=deadline)
 
 
 def _outcome(instance: Instance, unit: str, *, ran: str, deadline: float) -> Activated:
@@ -136,7 +134,7 @@ def _outcome(instance: Instance, unit: str, *, ran: str, deadline: float) -> Act
                 unknown = Activated(activation=activation_of(None, ran), said=ran[-_TAIL:].strip())
                 return _noted(instance, unit) or unknown
         except HostUnreachableError:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline + _BACK_S:
                 raise
         else:
             if time.monotonic() > deadline:
@@ -162,8 +160,8 @@ def running_activations(instance: Instance) -> tuple[str, ...]:
     """
     systemctl = f"{instance.nixos_host.places.programs}/systemctl"
     options = (_RUNNING, "--plain", "--no-legend", "--no-pager", "--all")
-    units = units_listed(hosts.run(instance.host, (systemctl, "list-units", *options, UNITS)).stdout)
-    return tuple(unit.removesuffix(".service") for unit in units)
+    units = units_listed(hosts.run(instance.host, (systemctl, "list-units", *options, f"{_UNIT}*")).stdout)
+    return tuple(unit.removesuffix(".service") for unit in units if unit.startswith(_UNIT))
 
 
 def wait_for_activations(instance: Instance, deadline: float) -> None:

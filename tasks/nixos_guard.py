@@ -17,12 +17,13 @@ OnActiveSec= from the reload. So the host can be later than `guard_s` by the tim
 
 from __future__ import annotations
 
-from rules.errors import CommandError, StepFailedError
+from rules.errors import CommandError, StepFailedError, WorldMovedError
 from rules.fleet import Instance
-from rules.nixos_actions import ArmGuard
+from rules.nixos_actions import ArmGuard, RestoreSystem
 from rules.nixos_guard import Guard
 from rules.systemd_timer import PROPERTIES, TimerSeen, timer_seen
 from tasks import host as hosts
+from tasks.nixos_reading import read_links
 
 _EARLY_S, _LATE_S = 2.0, 30.0  # late: somebody reloaded systemd meanwhile
 _FIRED, _ANOTHERS, _RESTORING = 10, 11, 75
@@ -89,7 +90,8 @@ fi
 if [ -e "$units/$name.timer" ] || [ -e "$units/$name.service" ]; then
   "$systemctl" stop "$name.timer" "$name.service" || :
 fi
-rm -f -- "$units/timers.target.wants/$name.timer" "$units/$name.timer" "$units/$name.service"
+rm -f -- "$units/timers.target.wants/$name.timer" "$units/$name.timer" "$units/$name.service" \
+  "$units/.$name.timer.new" "$units/.$name.service.new"
 [ ! -d "$units/timers.target.wants" ] || rmdir --ignore-fail-on-non-empty -- "$units/timers.target.wants"
 [ ! -d "$units" ] || sync -- "$units"
 "$systemctl" daemon-reload
@@ -119,9 +121,11 @@ def arm_guard(instance: Instance, action: ArmGuard, *, deployment: str) -> None:
     """Have the host take itself back `action.guard_s` from now; armed already, its time begins anew.
 
     Raises:
+        WorldMovedError: the host is not what it would be taken back to; nothing was done.
         GuardFiredError: it was armed before and has fired.
         GuardError: it could not be armed, and nothing of it is left; or another deployment's is armed.
     """
+    _refuse_moved(instance, action.back)
     guard = _guard(instance, deployment)
     shell = _shell(instance, action)
     texts = (
@@ -147,6 +151,17 @@ def arm_guard(instance: Instance, action: ArmGuard, *, deployment: str) -> None:
             f"directory in the block of the hosts."
         )
     _prove(instance, guard, action)
+
+
+def _refuse_moved(instance: Instance, back: RestoreSystem) -> None:
+    """See that the way back is still one: the hosts before this one may have taken hours."""
+    links = read_links(instance)
+    if (links.profile, links.running) != (back.release, back.running):
+        raise WorldMovedError(
+            f"{instance.name} is not what the plan was made for: {back.running} ran, and {back.release} was "
+            f"what boots. {links.in_words} Somebody else changed it meanwhile, and this deployment did "
+            "nothing to its system. Deploy again once they have finished."
+        )
 
 
 def extend_guard(instance: Instance, *, deployment: str) -> None:

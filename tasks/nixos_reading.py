@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
@@ -13,7 +14,7 @@ from rules.fleet import Instance
 from rules.frozen import Frozen
 from rules.hosts import HostAddress
 from rules.nixos import SystemNames
-from rules.nixos_activation import generation_of, system_names, units_listed
+from rules.nixos_activation import system_names, units_listed
 from tasks import host as hosts
 
 #: What only a reboot changes; what `nixos-rebuild` would compare too.
@@ -91,7 +92,9 @@ def generations(instance: Instance) -> dict[int, str]:
     pattern = f"{profile.name}-*-link"
     argv = ("find", str(profile.parent), "-maxdepth", "1", "-type", "l", "-name", pattern, "-printf", "%f\\n")
     names = hosts.run(instance.host, argv).stdout.splitlines()
-    return {generation_of(name): str(profile.parent / name) for name in names}
+    # other profiles' names may begin alike, and people keep links of their own there
+    number = re.compile(rf"{re.escape(profile.name)}-(\d+)-link")
+    return {int(found[1]): str(profile.parent / found[0]) for found in map(number.fullmatch, names) if found}
 
 
 def boot_parts(host: HostAddress, *systems: str) -> tuple[tuple[str | None, ...], ...]:

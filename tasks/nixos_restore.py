@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
+from rules.continued import continued
 from rules.errors import CommandError, StepFailedError, UndoFailedError
 from rules.fleet import Instance
 from rules.nixos_actions import RestoreSystem
@@ -33,14 +35,14 @@ _log = logging.getLogger(__name__)
 
 
 class _CutOffError(Exception):
-    """The host cannot be reached, or was lost in the middle: it may come back, or take itself back."""
+    """The host is away, or was lost in the middle: it may come back, or take itself back."""
 
 
 def restore_system(instance: Instance, step: RestoreSystem, *, deployment: str, settings: Settings) -> None:
     """Have the recorded generation be what boots, and the recorded system active; right also when it is so.
 
-    A host that cannot be reached is waited for, as long as its guard may still take it back, or it may
-    still boot. Doing the same as its guard at the same time is fine.
+    A host that cannot be reached, or is shutting down, is waited for, as long as its guard may still take
+    it back, or it may still boot. Doing the same as its guard at the same time is fine.
 
     The recorded system is activated also where its link says that it is active: an activation that was
     ended in the middle may have stopped services, and moves that link late. Only where nothing was
@@ -59,7 +61,7 @@ def restore_system(instance: Instance, step: RestoreSystem, *, deployment: str, 
         except _CutOffError as error:
             if time.monotonic() > deadline:
                 raise _unreachable(instance, step, patience_s, error) from error
-            _log.warning("%s cannot be reached, it is tried again: %s", instance.name, error)
+            _log.warning("%s is away, it is tried again: %s", instance.name, error)
             time.sleep(_POLL_S)
         else:
             return
@@ -85,19 +87,55 @@ def _restore(instance: Instance, step: RestoreSystem, *, deployment: str, deadli
         # the boot loader's default cannot be read: where another may have been set, it is set again
         must_tell = restore_generation(instance, step) or has_newer(instance, step)
         fault = _restore_default(instance, step, deployment) if must_tell else ""
-        _activate_recorded(instance, step, deployment=deployment, deadline=deadline)
-        _prove(instance, step, deadline)
+        with _also(fault):
+            _activate_recorded(instance, step, deployment=deployment, deadline=deadline)
+            _prove(instance, step, deadline)
         if fault:
             raise UndoFailedError(fault)
         _note_restored(instance, step)
     except HostUnreachableError as error:
         raise _CutOffError(str(error)) from error
+    except (UndoFailedError, CommandError) as error:
+        # then systemd refuses whatever it is asked to start
+        if _shuts_down(instance):
+            raise _CutOffError(f"{instance.name} is shutting down: {error}") from error
+        raise
+
+
+@contextmanager
+def _also(fault: str) -> Iterator[None]:
+    """Have an error say an earlier fault too: both are in the state that is left."""
+    try:
+        yield
+    except UndoFailedError as error:
+        if not fault:
+            raise
+        raise UndoFailedError(f"{error} Besides, {fault}") from error
+
+
+def _shuts_down(instance: Instance) -> bool:
+    try:
+        return system_state(instance) == "stopping"
+    except HostUnreachableError:
+        return True
+    except CommandError:
+        return False
 
 
 def _keep_guard_back(instance: Instance, deployment: str) -> None:
-    """Have the guard's time begin anew, so that it does the same only if we do not come to the end."""
-    with suppress(StepFailedError):  # it has fired: then it and we do the same, one after the other
-        extend_guard(instance, deployment=deployment)
+    """Have the guard's time begin anew, so that it does the same only if we do not come to the end.
+
+    Whatever is wrong with the guard, the way back must not wait for it.
+    """
+    for name in continued(deployment):
+        try:
+            extend_guard(instance, deployment=name)
+        except StepFailedError:
+            pass  # it has fired: then it and we do the same, one after the other
+        except HostUnreachableError:
+            raise
+        except CommandError as error:
+            _log.warning("%s: its guard's time could not begin anew: %s", instance.name, error)
 
 
 def _end_what_activates(instance: Instance, deadline: float) -> None:

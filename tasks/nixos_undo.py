@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from rules.continued import continued
 from rules.fleet import Instance
 from rules.nixos_actions import DisarmGuard, DropRoots, NixosUndo, RestoreChannel, RestoreSystem
 from tasks.nixos_channel import restore_channel
@@ -25,8 +26,11 @@ def take_system_back(instance: Instance, step: NixosUndo, *, deployment: str, se
         case RestoreChannel():
             restore_channel(instance, step)
         case DisarmGuard():
-            disarm_guard(instance, deployment=deployment)
+            # what a failed rollback has left has the name of the deployment that this one continues
+            for name in continued(deployment):
+                disarm_guard(instance, deployment=name)
         case DropRoots():
-            drop_roots(instance, deployment=deployment)
+            for name in continued(deployment):
+                drop_roots(instance, deployment=name)
         case unknown:
             assert_never(unknown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from rules.change import ApplicationRelease, IndexChange, ModelRelease, RayRelease, SchemaChange
+from rules.content_actions import not_taken_back
 from rules.content_change import ContentRelease
 from rules.database import Database, DatabaseState
 from rules.database_plan import AttachIndexes, BuildIndex, DropOldIndex
@@ -15,11 +16,13 @@ from rules.ipfs import ContentState
 from rules.journal import JournalView
 from rules.plan import Plan
 from rules.system_change import SystemRelease
+from tasks.content_references import read_references
 from tasks.content_state import observe_content
 from tasks.database import observe_database
 from tasks.database_checks import corruption
 from tasks.fleet import observe_fleet
 from tasks.postgres import connection
+from tasks.reference_rows import in_words
 
 
 def differences_from_before(view: JournalView, plan: Plan) -> tuple[str, ...]:
@@ -38,7 +41,7 @@ def differences_from_before(view: JournalView, plan: Plan) -> tuple[str, ...]:
             faults = corruption(database) if database.check_corruption else ()
             return now.model_copy(update={"faults": faults}).differences(plan.database_before)
         case ContentRelease():
-            return _content_now(view.opened, plan).differences(plan.content_before)
+            return not_taken_back(_content_now(view.opened, plan), plan.content_before, plan.content_after)
         case unknown:
             assert_never(unknown)
 
@@ -63,7 +66,7 @@ def differences_from_promised(opened: Opened, plan: Plan, *, touched: set[str]) 
             promised = plan.database_after.model_copy(update={"tables": {}})
             return _database_now(opened, plan, like=promised).differences(promised)
         case ContentRelease():
-            return _content_now(opened, plan).differences(plan.content_after)
+            return _rows_moved(opened, plan)
         case unknown:
             assert_never(unknown)
 
@@ -76,6 +79,24 @@ def database_answers(database: Database, *, deployment: str) -> bool:
     except DeployError:
         return False
     return True
+
+
+def _rows_moved(opened: Opened, plan: Plan) -> tuple[str, ...]:
+    """Say what rows refer to that all have moved on; empty: one still refers to what the change has set.
+
+    Rows are the users' from then on, and each that they have changed is left by the way back. Pins are not
+    looked at: they are proven when rows are set, and going back is what helps where they are lost.
+    """
+    before, after = plan.content_before.references, plan.content_after.references
+    new = {key: cid for key, cid in after.items() if cid != before[key]}
+    name, references = opened.deployment, opened.changed_content.references
+    now = read_references(opened.changed_database, references, new, deployment=name)
+    if any(now.get(key) == cid for key, cid in new.items()):
+        return ()
+    return tuple(
+        f"row {key} {in_words([now[key]] if key in now else [])}, not {cid}"
+        for key, cid in sorted(new.items())
+    )
 
 
 def _content_now(opened: Opened, plan: Plan) -> ContentState:

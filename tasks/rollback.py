@@ -21,6 +21,7 @@ from rules.undo import RestoreTraffic
 from tasks.content_undo import take_content_back
 from tasks.database_undo import take_database_back
 from tasks.journal import JournalFile, Mirror
+from tasks.kubo import KuboUnreachableError
 from tasks.lease import Lease
 from tasks.observed import differences_from_before
 from tasks.postgres import DatabaseUnreachableError
@@ -146,7 +147,7 @@ class Rollback:
         while True:
             try:
                 left = differences_from_before(view, plan) + self._dead_home(view, plan.before)
-            except DatabaseUnreachableError as error:
+            except (DatabaseUnreachableError, KuboUnreachableError) as error:
                 if time.monotonic() > self._deadline:
                     raise
                 log.warning("what was taken back cannot be read yet: %s", error)

@@ -17,11 +17,22 @@ import pytest
 from lab.kubo import LabKubo
 from lab.kubo_install import why_not
 from lab.ports import LOCALHOST, free_port, give_back
+from rules.content_actions import (
+    AddContent,
+    ContentAction,
+    PinContent,
+    SetReferences,
+    VerifyContent,
+    VerifyReferences,
+)
 from rules.content_change import ContentFiles, ContentRelease
+from rules.database import Database
 from rules.fleet import FleetState
 from rules.ipfs import ContentReferences, IpfsContent, IpfsNode
 from tasks import kubo
 from tasks.content_files import content_digest, read_files
+from tasks.content_references import set_references, verify_references
+from tasks.ipfs_content import add_content, pin_content, verify_content
 from tests.tasks.databases import execute, session
 
 V0 = "QmRLUf2cuYkWHpoYSyfJjcjjWLZDfXpZSqAg65CowHG5Tm"
@@ -232,6 +243,29 @@ def files_in(directory: Path, **files: bytes) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return directory
+
+
+def do(
+    content: IpfsContent,
+    database: Database,
+    change: ContentRelease,
+    action: ContentAction,
+    *,
+    deployment: str,
+    heed: Callable[[], None] = lambda: None,
+) -> None:
+    """Do one action of a plan."""
+    match action:
+        case AddContent():
+            add_content(content, change, action, heed=heed)
+        case PinContent():
+            pin_content(content, action, heed=heed)
+        case VerifyContent():
+            verify_content(content, action, heed=heed)
+        case SetReferences():
+            set_references(database, content.references, action, deployment=deployment, heed=heed)
+        case VerifyReferences():
+            verify_references(content, database, action, deployment=deployment, heed=heed)
 
 
 #: Nobody is watched.

@@ -15,11 +15,9 @@ from rules.content_actions import (
     AddContent,
     PinContent,
     RestoreReferences,
-    SetReferences,
     UnpinContent,
     UnpinOld,
     VerifyContent,
-    VerifyReferences,
     content_applied,
 )
 from rules.content_plan import concerned, plan_content
@@ -29,16 +27,17 @@ from rules.ipfs import AddOptions, IpfsContent
 from rules.plan import Plan
 from tasks import kubo
 from tasks.content_files import ContentFilesError
-from tasks.content_references import restore_references, set_references, verify_references
+from tasks.content_references import restore_references
 from tasks.content_state import observe_content
 from tasks.content_survey import survey_content
-from tasks.ipfs_content import add_content, pin_content, unpin_content, unpin_old, verify_content
+from tasks.ipfs_content import add_content, unpin_content, unpin_old, verify_content
 from tests.tasks.databases import fresh_database, session
 from tests.tasks.pinning import (
     NOBODY,
     OTHER_V0,
     as_new,
     content_on,
+    do,
     files_in,
     fill,
     lab_nodes,
@@ -87,18 +86,7 @@ class World:
         return self.plan
 
     def do(self, action, heed=lambda: None):
-        content, database = self.content, self.database
-        match action:
-            case AddContent():
-                add_content(content, self.plan.change, action, heed=heed)
-            case PinContent():
-                pin_content(content, action, heed=heed)
-            case VerifyContent():
-                verify_content(content, action, heed=heed)
-            case SetReferences():
-                set_references(database, content.references, action, deployment=NAME, heed=heed)
-            case VerifyReferences():
-                verify_references(content, database, action, deployment=NAME, heed=heed)
+        do(self.content, self.database, self.plan.change, action, deployment=NAME, heed=heed)
 
     def do_all(self, up_to=None):
         for step in self.plan.steps[:up_to]:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from lab.nixos import LabNixos
-from lab.processes import LabError
+from lab.processes import LabError, wait_until
 from rules.errors import StepFailedError, UndoFailedError
-from rules.nixos_actions import RebootHost
+from rules.nixos_actions import ArmGuard, RebootHost
 from tasks.nixos_activation import end_activations, running_activations
+from tasks.nixos_guard import arm_guard, disarm_guard, guard_fired
 from tasks.nixos_reboot import reboot_host
 from tasks.nixos_restore import restore_system
 from tests.tasks.nixing import (
@@ -311,6 +312,17 @@ def test_the_guard_or_a_person_doing_the_same_is_waited_for(lab, before):
         timer.start()
         restore(lab, back)
         timer.join()
+    assert is_as_before(lab, before)
+
+
+def test_a_guard_that_has_fired_and_the_way_back_do_the_same(lab, before):
+    back = recorded(lab, answers=True)
+    action = ArmGuard(instance=HOST, guard_s=4, back=back)
+    arm_guard(host(lab), action, deployment=DEPLOYMENT)
+    switch(lab, lab.build(HOST, activation_s="0.3"))
+    wait_until(lambda: guard_fired(host(lab), deployment=DEPLOYMENT), timeout_s=30, what="the guard")
+    restore(lab, back)
+    disarm_guard(host(lab), deployment=DEPLOYMENT)
     assert is_as_before(lab, before)
 
 
