@@ -172,8 +172,9 @@ def _root(instance: Instance) -> str:
 def _save_application(fleet: Fleet) -> None:
     from blocks.application import Application, Member  # noqa: PLC0415 - see _save_balancer
 
+    others = {"host", "gpus", "nixos"}
     Application(
-        members=[Member.model_validate(i.model_dump(exclude={"host", "gpus", "nixos"})) for i in fleet.instances],
+        members=[Member.model_validate(i.model_dump(exclude=others)) for i in fleet.instances],
         balancer=_save_balancer(fleet),
         route=fleet.route.key if fleet.route else "",
         smoke_tests=list(fleet.smoke_tests),

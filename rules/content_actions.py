@@ -79,7 +79,8 @@ class UnpinContent(Frozen):
 
     def describe(self) -> str:
         """Return this step in words."""
-        return f"{self.node}: {len(self.cids)} CIDs not pinned"
+        count = len(self.cids)
+        return f"{self.node}: {count} {'CID' if count == 1 else 'CIDs'} not pinned"
 
 
 class RestoreReferences(Frozen):

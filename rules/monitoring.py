@@ -46,6 +46,7 @@ class Look(Frozen):
         alerts: that began since the rollout did.
         journal_errors: lines of errors that the units concerned wrote since the look before.
         provider_error: why metrics could not be read; empty: they could.
+        short: what there is less of than there should be, and going back would not mend; empty: nothing.
         is_counted: whether anybody counts the requests; without a balancer nobody does.
     """
 
@@ -57,6 +58,7 @@ class Look(Frozen):
     alerts: tuple[Alert, ...] = ()
     journal_errors: Count = 0
     provider_error: str = ""
+    short: str = ""
     is_counted: bool = True
 
     @property
@@ -180,6 +182,8 @@ def _warnings(watch: Watch) -> Iterator[str]:
         yield f"metrics cannot be read: {look.provider_error}"
     elif look.is_counted and not any(counts.requests for counts in watch.recent[-_SILENT_LOOKS:]):
         yield f"no request in the last {len(watch.recent[-_SILENT_LOOKS:])} looks"
+    if look.short:
+        yield look.short
     yield from (alert.in_words for alert in _alerts(watch, "warning"))
     if look.journal_errors:
         yield f"{look.journal_errors} errors in the units' journal"

@@ -43,7 +43,7 @@ def activation_of(returncode: int | None, stderr: str) -> Activation:
     The host has the last word: read there what its profile is at and what is active.
 
     Args:
-        returncode: its exit code; None or negative: it was killed.
+        returncode: its exit code; negative: it was killed; None: so it was, or it never began.
         stderr: what it said, or the end of that.
     """
     failed = _failed_in(stderr)
@@ -100,7 +100,7 @@ def _refusal(stderr: str) -> str:
 
 def _unknown(returncode: int | None, stderr: str) -> str:
     if returncode is None:
-        ended = "it did not end in time and was killed"
+        ended = "it was killed before it could say how it ended, or never began"
     elif returncode == _REFUSED:
         ended = "it gave up after it had begun to activate"
     elif returncode < 0:

@@ -69,17 +69,21 @@ def add_content(
     except kubo.KuboError as error:
         raise _failed(what, error) from error
     if cids != action.cids:
-        raise StepFailedError(
-            f"{change.artefact.path} came to the root {cids['']} on {node.name}, planned was {action.root}: "
-            f"its files or the node's way to add changed since. {_STILL_OLD} Let {node.name} forget the "
-            f"other root (ipfs pin rm {cids['']}) if nobody needs it, and deploy again."
-        )
+        raise _other_cids(change, action, root=cids[""])
     # the answer alone proves nothing: an error may come after it
     if not held:
         raise StepFailedError(
             f"{what}: it said so, and has not pinned {action.root}. {_STILL_OLD} Look at the node's log and "
             "its disk, and deploy again."
         )
+
+
+def _other_cids(change: ContentRelease, action: AddContent, *, root: str) -> StepFailedError:
+    return StepFailedError(
+        f"{change.artefact.path} came to the root {root} on {action.node}, planned was {action.root}: its "
+        f"files or the node's way to add changed since. {_STILL_OLD} Let {action.node} forget the other root "
+        f"(ipfs pin rm {root}) if nobody needs it, and deploy again."
+    )
 
 
 def pin_content(content: IpfsContent, action: PinContent, *, heed: Callable[[], None] = lambda: None) -> None:

@@ -131,15 +131,17 @@ def _look(known: Known, view: JournalView, services: Services, *, policy: Monito
         new = counters.since(known.counters)
     comparisons, provider_error = _comparisons(view, services)
     probes, unknown = _probes(view)
+    held, short = content_health(view)
     look = Look(
         at=at,
-        probes=probes,
+        probes={**probes, **held},
         requests=new.requests,
         errors=min(new.errors, new.requests),
         comparisons=comparisons,
         alerts=_alerts(view, services),
         journal_errors=_journal_errors(view, known.at),
         provider_error=provider_error or unknown,
+        short=short,
         is_counted=view.opened.fleet.route is not None,
     )
     watch = known.watch.after(look, policy)
@@ -165,19 +167,17 @@ def _probes(view: JournalView) -> tuple[dict[str, bool], str]:
     """Return who answers, and why that cannot be told of some."""
     database = view.opened.database
     found = {"database": database_answers(database, deployment=view.opened.deployment)} if database else {}
-    held, short = content_health(view)
-    found |= held
     try:
         serving = serving_now(view.opened.fleet)
     except (BalancerError, CommandError) as error:
         log.warning("who serves users is not known: %s", error)
-        return found, short
+        return found, ""
     cluster = view.opened.fleet.ray
     if cluster and not ray_cluster.healthy(cluster):
         # what nobody can be asked about is not down, and without the head nothing could be taken back
         return found, f"the head of the Ray cluster does not answer at {cluster.dashboard}"
     serving = (*serving, *_promised_nodes(view))
-    return {**found, **{i.name: _is_well(i) for i in serving}}, short
+    return {**found, **{i.name: _is_well(i) for i in serving}}, ""
 
 
 def _is_well(instance: Instance) -> bool:

@@ -72,8 +72,9 @@ def _unreachable(
 ) -> UndoFailedError:
     return UndoFailedError(
         f"{instance.name} could not be reached for {patience_s:.0f} s, so it is not known whether it was "
-        f"taken back. Its guard does that by itself, {instance.nixos_host.guard_s:g} s after a boot or after "
-        f"it last heard of the deployment. If it stays away, choose generation {step.generation} in its "
+        f"taken back. Unless it was confirmed before, its guard does that by itself, "
+        f"{instance.nixos_host.guard_s:g} s after a boot or after it last heard of the deployment. If it "
+        f"stays away, choose generation {step.generation} in its "
         f"boot loader's menu, at its console, then roll back again. {error}"
     )
 
@@ -87,11 +88,9 @@ def _restore(instance: Instance, step: RestoreSystem, *, deployment: str, deadli
         # the boot loader's default cannot be read: where another may have been set, it is set again
         must_tell = restore_generation(instance, step) or has_newer(instance, step)
         fault = _restore_default(instance, step, deployment) if must_tell else ""
-        with _also(fault):
+        with _unless(fault):
             _activate_recorded(instance, step, deployment=deployment, deadline=deadline)
             _prove(instance, step, deadline)
-        if fault:
-            raise UndoFailedError(fault)
         _note_restored(instance, step)
     except HostUnreachableError as error:
         raise _CutOffError(str(error)) from error
@@ -103,14 +102,16 @@ def _restore(instance: Instance, step: RestoreSystem, *, deployment: str, deadli
 
 
 @contextmanager
-def _also(fault: str) -> Iterator[None]:
-    """Have an error say an earlier fault too: both are in the state that is left."""
+def _unless(fault: str) -> Iterator[None]:
+    """Do what is left to do, and then fail all the same; if that fails too, both are told."""
     try:
         yield
     except UndoFailedError as error:
         if not fault:
             raise
         raise UndoFailedError(f"{error} Besides, {fault}") from error
+    if fault:
+        raise UndoFailedError(fault)
 
 
 def _shuts_down(instance: Instance) -> bool:

@@ -64,6 +64,8 @@ def change_system(deployment: OpenDeployment, change: SystemRelease, action: Nix
             reboot_host(instance, action, deployment=name, still_wanted=deployment.prove_ours)
         case VerifySystem():
             words = verify_system(instance, action, still_wanted=deployment.prove_ours)
+            # smoke tests come next, which do not reach the host in this way, and take their time
+            nixos_guard.extend_guard(instance, deployment=name)
             _note(deployment, "system_verified", words)
         case ConfirmSystem():
             _note(deployment, "system_confirmed", confirm_system(instance, action, deployment=name))

@@ -24,7 +24,7 @@ def results(plan: Plan, fleet=FLEET) -> dict[str, Result]:
     return {row: finding.result for row, finding in content_findings(plan, fleet).items()}
 
 
-def test_a_sound_plan_passes_and_says_what_it_rests_upon():
+def test_a_sound_plan_passes_and_says_what_it_rests_upon() -> None:
     assert results(planned()) == {
         "release-present": Result.PASSED,
         "instances-healthy": Result.PASSED,
@@ -35,7 +35,7 @@ def test_a_sound_plan_passes_and_says_what_it_rests_upon():
     assert words.startswith("2 rows keep their old value")
 
 
-def test_users_that_are_badly_off_before_block_it_and_where_nobody_is_watched_that_is_said():
+def test_users_that_are_badly_off_before_block_it_and_where_nobody_is_watched_that_is_said() -> None:
     ill = watched().instances["blue-1"].model_copy(update={"running": None})
     plan = planned()
     before = plan.before.model_copy(update={"instances": {**plan.before.instances, "blue-1": ill}})

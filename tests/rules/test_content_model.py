@@ -17,6 +17,7 @@ from rules.content_actions import (
     VerifyContent,
     content_applied,
     content_undone,
+    not_taken_back,
 )
 from rules.content_plan import concerned, plan_content
 from rules.ipfs import ContentState
@@ -100,6 +101,28 @@ def test_what_changes_the_state_has_a_way_back(plan):
         then = content_applied(now, step.action)
         assert step.undo is not None or then == now
         now = then
+
+
+@settings(max_examples=40)
+@given(plans, st.data())
+def test_a_way_back_is_told_from_one_that_leaves_rows_or_lost_old_pins(plan, data):
+    before, end = plan.content_before, plan.content_after
+    done = plan.steps[: data.draw(st.integers(0, len(plan.steps)))]
+    assert not_taken_back(taken_back(after(before, done), done), before, end) == ()
+    new = {key for key, cid in end.references.items() if cid != before.references[key]}
+    left = [words.partition(":")[0] for words in not_taken_back(end, before, end)]
+    assert left == sorted(new), "pins beyond are no harm, rows are"
+    for node, cids in before.pinned.items():
+        lost = before.model_copy(update={"pinned": {**before.pinned, node: cids[1:]}})
+        assert not_taken_back(lost, before, end) == tuple(f"{node}: {cid} is not pinned" for cid in cids[:1])
+        away = {name: held for name, held in before.pinned.items() if name != node}
+        assert not_taken_back(before.model_copy(update={"pinned": away}), before, end) == ()
+
+
+def test_rows_that_somebody_else_has_changed_or_removed_are_no_difference_after_the_way_back():
+    plan = planned((change(), content(), situation()))
+    theirs = plan.content_before.model_copy(update={"references": {"1": cid("z")}})
+    assert not_taken_back(theirs, plan.content_before, plan.content_after) == ()
 
 
 def test_a_row_that_somebody_else_has_changed_is_left_by_the_way_back():

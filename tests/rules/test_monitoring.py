@@ -162,6 +162,16 @@ def test_a_metric_that_may_roll_back_must_be_worse_twice_in_a_row():
     )
 
 
+def test_what_is_short_is_a_warning_and_hides_no_other():
+    short = look(requests=0, short="bafy is pinned on 1 of the 2 nodes that are to hold it")
+    verdict = decide(watched(*[short] * 10), POLICY)
+    assert verdict.action == "warn"
+    words = "; ".join(verdict.reasons)
+    assert "pinned on 1 of the 2 nodes" in words
+    assert "no request in the last" in words
+    assert "metrics" not in words
+
+
 @pytest.mark.parametrize("between", ["no_data", "provider_error", None])
 def test_a_look_without_that_metric_neither_clears_nor_accuses(between):
     worse = look(comparisons=(compared("worse", rolls_back=True),))

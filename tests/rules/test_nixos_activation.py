@@ -71,7 +71,7 @@ def test_each_exit_code_has_its_own_meaning(returncode, stderr, outcome, is_acti
         (4, "", "units failed: it did not say which"),
         (100, "", "`activate: boot` does that"),
         (-9, "", "killed by signal 9: what is active must be read"),
-        (None, "", "did not end in time and was killed"),
+        (None, "", "killed before it could say how it ended, or never began"),
         (101, "thread 'main' panicked", "unknown exit code 101"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +41,10 @@ def _first(lab: LabNixos) -> Path:
 
 @pytest.fixture
 def lab(nixos: LabNixos) -> LabNixos:
-    """The host with its first generation only, booted."""
+    """The host with its first generation only, booted, and no guard."""
+    for place in (nixos.host(HOST).guard_units, nixos.host(HOST).root / "state"):
+        shutil.rmtree(place)
+        place.mkdir()
     profile, default = nixos.host(HOST).profile, nixos.host(HOST).root / "boot-default"
     first = str(_first(nixos).readlink())
     for link in profile.parent.glob("system*"):

@@ -10,7 +10,6 @@ import pytest
 
 from lab.kubo import LabKubo
 from lab.postgres import Postgres
-from rules.content_actions import UnpinContent
 from rules.database_undo import RestoreSnapshot
 from rules.entries import Intent, line
 from rules.fleet import NOBODY
@@ -113,32 +112,6 @@ def test_without_any_node_it_fails_and_works_once_one_is_back(shelf: Shelf) -> N
     assert shelf.rows == before, "whoever reads a row must not wait for that"
     for node in shelf.lab.nodes:
         shelf.lab.mend(node.name)
-
-
-def test_old_content_that_is_not_pinned_any_more_is_a_way_back_that_failed(shelf: Shelf) -> None:
-    journal, logo = shelf.left(shelf.change("second")), shelf.rows["logo"]
-    old = plan_of(journal).content_before.references["logo"]
-    assert old
-    assert old != logo
-    kubo.unpin(shelf.lab.node("two"), old)
-    view = shelf.take_back(journal)
-    assert view.state == "rollback_failed"
-    assert f"two: {old} is not pinned" in view.reason
-
-
-def test_rows_that_cannot_be_set_back_are_a_way_back_that_failed(shelf: Shelf) -> None:
-    journal = shelf.left(shelf.change("second"))
-    entries = [
-        entry
-        for entry in journal.read().entries
-        if not isinstance(entry, Intent) or isinstance(entry.undo, UnpinContent)
-    ]
-    assert len(entries) == len(journal.read().entries) - 1, "nobody knows that rows were set"
-    other = JournalFile(shelf.settings.journal_dir, "without")
-    other.adopt(b"".join(line(entry) for entry in entries))
-    view = shelf.take_back(other)
-    assert view.state == "rollback_failed"
-    assert "logo: still refers to" in view.reason
 
 
 # --- promoted --------------------------------------------------------------------------------------

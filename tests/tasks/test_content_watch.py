@@ -43,8 +43,8 @@ def shelf(promoted: tuple[Shelf, JournalView]) -> Iterator[Shelf]:
     for name, cids in pins.items():
         for cid in cids:
             kubo.pin(made.lab.node(name), cid, timeout_s=20)
-    for key, cid in rows.items():
-        made.refer(key, cid)
+    for key, text in rows.items():
+        made.refer(key, text)
 
 
 @pytest.fixture

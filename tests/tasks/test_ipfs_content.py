@@ -456,3 +456,21 @@ def test_without_the_database_nothing_is_forgotten(live):
     with pytest.raises(DeployError, match="not_there"):
         unpin_content(live.content, nowhere, step, deployment=NAME)
     assert live.lab.pins("two") == before
+
+
+def test_a_node_that_only_says_that_it_unpinned_is_not_believed(live):
+    logo = OTHER_V0  # no row refers to it
+
+    def script(talk):
+        match talk.command:
+            case "pin/ls":
+                talk.answer({"Keys": {logo: {"Type": "recursive"}}})
+            case "ls":
+                talk.answer({"Objects": [{"Links": []}]})
+            case _:
+                talk.answer({"Pins": [logo]})
+
+    with told_node(script) as liar:
+        live.content = live.content.model_copy(update={"nodes": (liar.node,)})
+        with pytest.raises(kubo.KuboError, match=f"said that it unpinned {logo}, and has not"):
+            live.undo(UnpinContent(node="one", cids=(logo,)))
