@@ -62,6 +62,8 @@ class OpenDeployment:
         self.heed: Callable[[], None] = lambda: None
         #: Called before a side is passed; says why it must be held a while, or nothing.
         self.held_by: Callable[[], str] = lambda: ""
+        #: Called again and again while it is paused or held: a host may have to hear of it.
+        self.while_held: Callable[[], None] = lambda: None
         self._mirror, self._keeper = mirror, keeper
         self._size_bytes = journal.size_bytes
 

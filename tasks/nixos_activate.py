@@ -9,6 +9,7 @@ from rules.nixos_actions import ActivateSystem, SwitchSystem
 from tasks.host import HostUnreachableError
 from tasks.nixos_activation import Activated, Mode, run_activation
 from tasks.nixos_generation import set_profile
+from tasks.nixos_guard import fired_marker
 from tasks.nixos_reading import SystemLinks, failed_units, links_in_words, read_links
 
 
@@ -53,7 +54,9 @@ def switch_system(instance: Instance, action: SwitchSystem, *, deployment: str) 
 
 def _activate(instance: Instance, path: str, mode: Mode, *, deployment: str) -> Activated:
     try:
-        return run_activation(instance, path, mode, deployment=deployment)
+        # whoever was stopped for long must not undo what the guard has done meanwhile
+        fired = fired_marker(instance, deployment=deployment)
+        return run_activation(instance, path, mode, deployment=deployment, unless=fired)
     except HostUnreachableError as error:
         raise StepFailedError(
             f"{instance.name} cannot be reached since it was told to activate {path} ({mode}), for "

@@ -44,7 +44,9 @@ mkdir -p -m 0700 -- "$1/$2"
 # One line, as it becomes the unit's description, which systemctl lists with it. systemd replaces $WORD where
 # that is a whole argument, and ${WORD} anywhere.
 _ACTIVATE = (
-    'file=$1; shift; "$@" </dev/null >"$file.out" 2>"$file.err"; '
+    "file=$1; unless=$2; shift 2; "
+    'if [ -e "$unless" ]; then echo "the guard has fired" >"$file.err"; false; '
+    'else "$@" </dev/null >"$file.out" 2>"$file.err"; fi; '
     'code=$?; echo "$code" >"$file.code"; exit "$code"'
 )
 _READ = """\
@@ -78,7 +80,9 @@ class StillActivatingError(CommandError):
     """An activation takes longer than it may, and goes on."""
 
 
-def run_activation(instance: Instance, path: str, mode: Mode, *, deployment: str) -> Activated:
+def run_activation(
+    instance: Instance, path: str, mode: Mode, *, deployment: str, unless: str = ""
+) -> Activated:
     """Activate a system, or make it the boot loader's default, once no other activation runs.
 
     A connection that breaks meanwhile is made anew: the host is asked how it ended. `activate_s` of the
@@ -89,6 +93,7 @@ def run_activation(instance: Instance, path: str, mode: Mode, *, deployment: str
         path: the system.
         mode: test activates; boot writes the boot loader's default; switch does both, that first.
         deployment: on whose behalf; part of the unit's name.
+        unless: a file on the host with which nothing is activated any more; empty: none.
 
     Raises:
         StillActivatingError: an activation, this one or another, did not end in time and goes on.
@@ -101,7 +106,8 @@ def run_activation(instance: Instance, path: str, mode: Mode, *, deployment: str
         wait_for_activations(instance, deadline)
         hosts.run(instance.host, ("sh", "-c", _PREPARE, "prepare", runtime, _DIRECTORY, RESTORED))
         unit = f"{_UNIT}{deployment}-{secrets.token_hex(4)}"
-        activated = _run_unit(instance, unit, (f"{path}/bin/switch-to-configuration", mode), deadline)
+        argv = (unless, f"{path}/bin/switch-to-configuration", mode)
+        activated = _run_unit(instance, unit, argv, deadline)
         if not activated.is_lock_busy or time.monotonic() > deadline:
             return activated
         time.sleep(_POLL_S)

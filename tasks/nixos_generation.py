@@ -47,12 +47,12 @@ def restore_generation(instance: Instance, step: RestoreSystem) -> bool:
     if (links.generation, links.profile) == (_link(instance, step), step.release):
         return False
     if _has_recorded(instance, step):
-        _nix_env(instance, "--switch-generation", str(step.generation))
+        _nix_env(instance, "--switch-generation", str(step.generation), of=step.running)
     elif links.profile == step.release:
         return False  # made anew before
     else:
         _log.warning("%s: generation %d is gone, made anew: %s", instance.name, step.generation, step.release)
-        _nix_env(instance, "--set", step.release)
+        _nix_env(instance, "--set", step.release, of=step.running)
     links = read_links(instance)
     if links.profile != step.release:
         profile = instance.nixos_host.places.profile
@@ -84,7 +84,10 @@ def _has_recorded(instance: Instance, step: RestoreSystem) -> bool:
     return link is not None and resolved(instance.host, [link]) == (step.release,)
 
 
-def _nix_env(instance: Instance, *words: str) -> None:
+def _nix_env(instance: Instance, *words: str, of: str = "") -> None:
+    """Run nix-env; that `of` another system where the active one has none."""
     places = instance.nixos_host.places
-    argv = (f"{places.programs}/nix-env", "--profile", places.profile, *words)
-    hosts.run(instance.host, argv, timeout_s=_TIMEOUT_S)
+    program = f"{places.programs}/nix-env"
+    if of and not hosts.exists(instance.host, program):
+        program = f"{of}/sw/bin/nix-env"
+    hosts.run(instance.host, (program, "--profile", places.profile, *words), timeout_s=_TIMEOUT_S)

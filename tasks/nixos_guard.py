@@ -227,7 +227,12 @@ def guard_fired(instance: Instance, *, deployment: str) -> bool:
     Raises:
         CommandError: the host could not be asked.
     """
-    return hosts.exists(instance.host, _guard(instance, deployment).fired)
+    return hosts.exists(instance.host, fired_marker(instance, deployment=deployment))
+
+
+def fired_marker(instance: Instance, *, deployment: str) -> str:
+    """Return the path of the file that a guard leaves on its host before it takes that back."""
+    return _guard(instance, deployment).fired
 
 
 def _prove(instance: Instance, guard: Guard, action: ArmGuard) -> None:

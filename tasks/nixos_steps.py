@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import assert_never
 
 from rules.entries import Noted
+from rules.errors import CommandError
+from rules.fleet import Instance
 from rules.nixos import Activation
 from rules.nixos_actions import (
     ActivateSystem,
@@ -28,6 +32,10 @@ from tasks import (
 )
 from tasks.as_task import as_task
 from tasks.deployment import OpenDeployment
+
+log = logging.getLogger(__name__)
+#: How often a host hears of a deployment that is paused, as a part of its guard's time.
+_HEARS_EACH = 0.25
 
 update_channel = as_task(
     nixos_channel.update_channel, "update channel", "{instance.name}: update channel", retries=1
@@ -56,6 +64,7 @@ def change_system(deployment: OpenDeployment, change: SystemRelease, action: Nix
             stage_system(instance, change, action, deployment=name)
         case ArmGuard():
             arm_guard(instance, action, deployment=name)
+            _keep_in_touch(deployment, instance, guard_s=action.guard_s)
         case ActivateSystem():
             _note_activation(deployment, activate_system(instance, action, deployment=name), instance.name)
         case SwitchSystem():
@@ -69,8 +78,26 @@ def change_system(deployment: OpenDeployment, change: SystemRelease, action: Nix
             _note(deployment, "system_verified", words)
         case ConfirmSystem():
             _note(deployment, "system_confirmed", confirm_system(instance, action, deployment=name))
+            deployment.while_held = lambda: None
         case unknown:
             assert_never(unknown)
+
+
+def _keep_in_touch(deployment: OpenDeployment, instance: Instance, *, guard_s: float) -> None:
+    """Have the host hear of the deployment also while a person has paused it, until it is confirmed."""
+    heard = time.monotonic()
+
+    def hear() -> None:
+        nonlocal heard
+        if time.monotonic() - heard < _HEARS_EACH * guard_s:
+            return
+        heard = time.monotonic()
+        try:
+            nixos_guard.extend_guard(instance, deployment=deployment.name)
+        except CommandError as error:  # the next one may reach it; else it takes itself back
+            log.warning("%s does not hear of %s: %s", instance.name, deployment.name, error)
+
+    deployment.while_held = hear
 
 
 def _note_activation(deployment: OpenDeployment, activation: Activation, host: str) -> None:

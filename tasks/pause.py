@@ -22,6 +22,7 @@ def proceed(deployment: OpenDeployment) -> None:
         FencedError, CutOffError, RevokedError: it must not go on; see each.
     """
     while hear(deployment) or deployment.held_by():
+        deployment.while_held()
         time.sleep(_POLL_S)
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from rules.content_plan import plan_content
-from rules.nixos_plan import plan_nixos
-
 from rules.change import ApplicationRelease, Change, IndexChange, ModelRelease, RayRelease, SchemaChange
 from rules.content_change import ContentRelease
+from rules.content_plan import plan_content
 from rules.continued import AGAIN
 from rules.database import Database, DatabaseState
 from rules.database_plan import VerifyDatabase
@@ -17,6 +15,7 @@ from rules.errors import InvalidRequestError, WorldMovedError
 from rules.fleet import FleetState
 from rules.index_plan import plan_index, without_leftovers
 from rules.model_plan import plan_model
+from rules.nixos_plan import plan_nixos
 from rules.plan import Plan, Step
 from rules.ray_plan import plan_ray
 from rules.rehearsal_page import rehearsal_page

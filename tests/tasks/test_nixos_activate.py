@@ -16,6 +16,7 @@ from rules.errors import StepFailedError
 from rules.nixos_actions import ActivateSystem, SwitchSystem
 from tasks.nixos_activate import activate_system, switch_system
 from tasks.nixos_activation import running_activations
+from tasks.nixos_guard import fired_marker
 from tests.tasks.nixing import (
     DEPLOYMENT,
     HOST,
@@ -52,6 +53,15 @@ def test_a_system_switched_to_runs_and_boots_and_switching_again_changes_nothing
         generation = now.pop("generation")
         assert now == {"current": path, "boot_default": path, "profile": path}
     assert lab.observed(HOST)["generation"] == generation
+
+
+def test_a_deployer_that_was_stopped_for_long_does_not_undo_what_the_guard_has_done(lab, before):
+    marker = Path(fired_marker(host(lab), deployment=DEPLOYMENT))
+    marker.parent.mkdir(parents=True)
+    marker.touch()
+    with pytest.raises(StepFailedError, match=r"was not activated.*the guard has fired"):
+        activate(lab, lab.build(HOST))
+    assert changes(before, lab) == {}
 
 
 def test_a_system_for_the_next_boot_leaves_the_running_one(lab, before):

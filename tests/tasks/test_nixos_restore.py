@@ -14,6 +14,7 @@ from lab.processes import LabError, wait_until
 from rules.errors import StepFailedError, UndoFailedError
 from rules.nixos_actions import ArmGuard, RebootHost
 from tasks.nixos_activation import end_activations, running_activations
+from tasks.nixos_generation import restore_generation
 from tasks.nixos_guard import arm_guard, disarm_guard, guard_fired
 from tasks.nixos_reboot import reboot_host
 from tasks.nixos_restore import restore_system
@@ -350,3 +351,16 @@ def test_a_host_that_stays_away_is_left_to_its_guard_and_a_person(lab, sshd):
     far = host(lab).model_copy(update={"host": sshd.host})
     with pytest.raises(UndoFailedError, match="could not be reached for 1 s"):
         restore_system(far, back, deployment=DEPLOYMENT, settings=patience)
+
+
+def test_a_system_without_nix_is_taken_back_with_the_nix_of_the_one_before(lab, before, tmp_path):
+    step = recorded(lab)
+    switch(lab, lab.build(HOST))
+    programs = tmp_path / f"{'0' * 32}-system" / "sw" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "nix-env").symlink_to(f"{lab.host(HOST).places.programs}/nix-env")
+    without = host(lab)
+    others = without.nixos_host.places.model_copy(update={"programs": str(tmp_path)})
+    without = without.model_copy(update={"nixos": without.nixos_host.model_copy(update={"places": others})})
+    assert restore_generation(without, step.model_copy(update={"running": str(programs.parents[1])}))
+    assert lab.observed(HOST)["generation"] == before["generation"]
