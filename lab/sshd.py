@@ -34,6 +34,9 @@ PermitUserRC no
 MaxStartups 100
 # the post-quantum exchange would take a third of each connection's time
 KexAlgorithms curve25519-sha256
+# bash reads no .bashrc in what it takes for a shell within a shell: a user's may take long, or wait for a
+# lock that a session killed in the middle has left
+SetEnv SHLVL=1
 """
 
 

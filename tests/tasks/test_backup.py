@@ -98,7 +98,8 @@ def test_taken_twice_is_once_and_it_is_verified_measured_and_never_pruned_as_the
     lost = backup.loss_of(one, taken, now=later, settings=settings)
     assert (lost.source, lost.lost_s) == (reference, 30 * 86_400)
     assert backup.prune_backups(one, now=later, keep_s=1, settings=settings) == ()
-    gone = taken.model_copy(update={"identity": taken.identity[:-1] + "0"})
+    other = "1" if taken.identity.endswith("0") else "0"
+    gone = taken.model_copy(update={"identity": taken.identity[:-1] + other})
     assert backup.verify_backup(one, gone, settings=settings).result is Result.FAILED
 
 
