@@ -92,42 +92,48 @@ def test_a_node_that_is_cut_off_answers_but_reaches_nobody_until_it_is_mended(ku
         assert kubo.has("two", cids["file"])
 
 
+def cid_of(node: Contract, content: bytes) -> str:
+    """Return the CID of a file that no node has."""
+    return str(node.add({"file": content}, only_hash="true")[-1]["Hash"])
+
+
 def test_a_pin_that_was_given_up_is_not_set_when_its_content_can_be_had_later(kubo, node):
-    with node.added({"file": own()}) as cids:
-        kubo.disconnect("two")
-        expect_error(node.other.ask("pin/add", cids["file"], timeout="0.5s"), "deadline exceeded")
+    content = own()
+    cid = cid_of(node, content)
+    expect_error(node.other.ask("pin/add", cid, timeout="0.5s"), "deadline exceeded")
+    with node.added({"file": content}):
+        kubo.disconnect("one")
         kubo.connect("one", "two")
         # the library goes on looking for it: a real node would have stopped
-        wait_until(lambda: kubo.has("two", cids["file"]), timeout_s=30, what="the block")
+        wait_until(lambda: kubo.has("two", cid), timeout_s=30, what="the block")
         time.sleep(0.3)
-        assert cids["file"] not in kubo.pins("two")
+        assert cid not in kubo.pins("two")
 
 
 def test_a_client_that_hangs_up_ends_its_try_to_pin(kubo, node):
-    with node.added({"file": own()}) as cids:
-        kubo.disconnect("two")
-        with httpx.Client(trust_env=False, timeout=0.5) as client, pytest.raises(httpx.ReadTimeout):
-            client.post(f"{node.other_api}/api/v0/pin/add?arg={cids['file']}")
-        time.sleep(0.3)
+    content = own()
+    cid = cid_of(node, content)
+    with httpx.Client(trust_env=False, timeout=0.5) as client, pytest.raises(httpx.ReadTimeout):
+        client.post(f"{node.other_api}/api/v0/pin/add?arg={cid}")
+    time.sleep(0.3)
+    with node.added({"file": content}):
+        kubo.disconnect("one")
         kubo.connect("one", "two")
-        wait_until(lambda: kubo.has("two", cids["file"]), timeout_s=30, what="the block")
-        assert cids["file"] not in kubo.pins("two")
+        wait_until(lambda: kubo.has("two", cid), timeout_s=30, what="the block")
+        assert cid not in kubo.pins("two")
 
 
 def test_a_pin_that_a_kill_interrupts_is_not_set_after_the_start(kubo, node):
-    with node.added({"file": own()}) as cids:
-        kubo.disconnect("two")
-        asking = threading.Thread(target=_ask_in_vain, args=(node.other, cids["file"]))
-        asking.start()
-        pins = kubo.directory / "two" / "pins.json"
-        wait_until(
-            lambda: pins.exists() and cids["file"] in pins.read_text(), timeout_s=10, what="the pin under way"
-        )
-        kubo.kill("two")
-        asking.join(10)
-        kubo.start_node("two")
-        assert cids["file"] not in kubo.pins("two")
-        assert cids["file"] not in pins.read_text()
+    cid = cid_of(node, own())
+    asking = threading.Thread(target=_ask_in_vain, args=(node.other, cid))
+    asking.start()
+    pins = kubo.directory / "two" / "pins.json"
+    wait_until(lambda: pins.exists() and cid in pins.read_text(), timeout_s=10, what="the pin under way")
+    kubo.kill("two")
+    asking.join(10)
+    kubo.start_node("two")
+    assert cid not in kubo.pins("two")
+    assert cid not in pins.read_text()
 
 
 def _ask_in_vain(node: Contract, cid: str) -> None:
