@@ -20,7 +20,15 @@ from rules.content_actions import (
 from rules.content_change import ContentRelease
 from rules.content_work import ContentWork, content_work, some_of
 from rules.fleet import FleetState
-from rules.ipfs import Cid, ContentFile, ContentPath, ContentSituation, ContentState, IpfsContent
+from rules.ipfs import (
+    Cid,
+    ContentFile,
+    ContentPath,
+    ContentSituation,
+    ContentState,
+    IpfsContent,
+    is_below,
+)
 from rules.plan import Plan, Step
 from rules.rollout import numbered, step_of
 from rules.strategy import InPlace
@@ -132,21 +140,17 @@ def _verified(work: ContentWork) -> Step:
 def _referred(work: ContentWork) -> tuple[ContentFile, ...]:
     """Return the files that rows are to lead to."""
     return tuple(
-        file for file in work.situation.files if any(_is_below(file.path, path) for path in work.paths)
+        file for file in work.situation.files if any(is_below(file.path, path) for path in work.paths)
     )
 
 
 def _smallest(work: ContentWork, path: ContentPath) -> tuple[str, ContentFile | None]:
     """Return the smallest file of what is at `path`, with its CID; None: an empty directory."""
-    files = [file for file in work.situation.files if _is_below(file.path, path)]
+    files = [file for file in work.situation.files if is_below(file.path, path)]
     if not files:
         return "", None
     one = min(files, key=lambda file: (file.size_bytes, file.path))
     return work.situation.cids[one.path], one
-
-
-def _is_below(path: ContentPath, directory: ContentPath) -> bool:
-    return not directory or path == directory or path.startswith(f"{directory}/")
 
 
 def _finish(work: ContentWork) -> Iterator[UnpinOld]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
-
-from pydantic import TypeAdapter, ValidationError
 
 from rules.content_change import ContentRelease
 from rules.errors import InvalidRequestError
-from rules.ipfs import Cid, ContentPath, ContentSituation, IpfsContent, ReferenceChange
+from rules.ipfs import (
+    ContentPath,
+    ContentSituation,
+    IpfsContent,
+    ReferenceChange,
+    is_below,
+    is_cid,
+)
+from rules.words import listed
 
-_CID = TypeAdapter[str](Cid)
 _SHOWN = 20
 
 
@@ -72,9 +77,10 @@ def content_work(change: ContentRelease, content: IpfsContent, situation: Conten
     Raises:
         InvalidRequestError: it cannot be done; says what would work. Nothing was touched.
     """
-    _refuse_paths(change, situation)
-    _refuse_rows(change, content, situation)
-    _refuse_few_nodes(content, situation)
+    refuse_missing_paths(change, situation.cids)
+    refuse_missing_rows(change, content, situation.references)
+    _refuse_odd_rows(change, content, situation)
+    refuse_few_nodes(content, situation.nodes, situation.away)
     rows = tuple(
         ReferenceChange(key=key, old=situation.references[key], new=situation.cids[path])
         for key, path in sorted(change.references.items())
@@ -90,12 +96,22 @@ def content_work(change: ContentRelease, content: IpfsContent, situation: Conten
 
 def some_of(words: Sequence[str]) -> str:
     """Return the first of them in words, and how many more there are."""
-    more = len(words) - _SHOWN
-    return ", ".join(words[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return listed(words, shown=_SHOWN)
 
 
-def _refuse_paths(change: ContentRelease, situation: ContentSituation) -> None:
-    missing = sorted({path for path in change.references.values() if path not in situation.cids})
+def refuse_missing_paths(change: ContentRelease, known: Iterable[ContentPath]) -> None:
+    """Refuse references to what is not in the content.
+
+    Args:
+        change: what is asked for.
+        known: paths of the content: of its files at least.
+
+    Raises:
+        InvalidRequestError: says which.
+    """
+    paths = tuple(known)
+    wanted = set(change.references.values())
+    missing = sorted(path for path in wanted if not any(is_below(one, path) for one in paths))
     if missing:
         raise InvalidRequestError(
             f"{change.artefact.path} has no {some_of(missing)}, which rows are to refer to. Nothing was "
@@ -103,41 +119,51 @@ def _refuse_paths(change: ContentRelease, situation: ContentSituation) -> None:
         )
 
 
-def _refuse_rows(change: ContentRelease, content: IpfsContent, situation: ContentSituation) -> None:
-    table, column = content.references.table, content.references.cid
-    missing = sorted(key for key in change.references if key not in situation.references)
+def refuse_missing_rows(change: ContentRelease, content: IpfsContent, rows: Collection[str]) -> None:
+    """Refuse references of rows that are not there; `rows` are the keys of those that are.
+
+    Raises:
+        InvalidRequestError: says which.
+    """
+    references = content.references
+    missing = sorted(key for key in change.references if key not in rows)
     if missing:
         raise InvalidRequestError(
-            f"{table} has no row whose {content.references.key} is {some_of(missing)}, as the database "
-            f"writes it. Nothing was touched. Insert it first, with NULL as its {column}, or leave it out."
+            f"{references.table} has no row whose {references.key} is {some_of(missing)}, as the database "
+            f"writes it. Nothing was touched. Insert it first, with NULL as its {references.cid}, or leave "
+            "it out."
         )
+
+
+def refuse_few_nodes(content: IpfsContent, answering: Collection[str], away: Mapping[str, str]) -> None:
+    """Refuse content that too few nodes would keep.
+
+    Args:
+        content: says how many there have to be.
+        answering: names of those that answer.
+        away: the others, and why they do not.
+
+    Raises:
+        InvalidRequestError: says which are away.
+    """
+    if len(answering) >= content.replicas:
+        return
+    why = "".join(f" {words.rstrip('.')}." for _, words in sorted(away.items()))
+    raise InvalidRequestError(
+        f"{content.name} is to be kept by {content.replicas} nodes, and {len(answering)} of "
+        f"{len(content.nodes)} answer.{why} Nothing was touched. Bring the others back, or lower `replicas` "
+        "in the block."
+    )
+
+
+def _refuse_odd_rows(change: ContentRelease, content: IpfsContent, situation: ContentSituation) -> None:
     held = {key: situation.references[key] for key in sorted(change.references)}
     odd = [
-        f"row {key} holds {value}" for key, value in held.items() if value is not None and not _is_cid(value)
+        f"row {key} holds {value}" for key, value in held.items() if value is not None and not is_cid(value)
     ]
     if odd:
         raise InvalidRequestError(
-            f"{table}.{column} has to hold a plain CID (Qm… or b…) or NULL: {some_of(odd)}. How the new one "
-            "would have to be written cannot be told. Nothing was touched. Store plain CIDs, and let the "
-            "application add ipfs:// or a path."
+            f"{content.references.table}.{content.references.cid} has to hold a plain CID (Qm… or b…) or "
+            f"NULL: {some_of(odd)}. How the new one would have to be written cannot be told. Nothing was "
+            "touched. Store plain CIDs, and let the application add ipfs:// or a path."
         )
-
-
-def _is_cid(value: str) -> bool:
-    try:
-        _CID.validate_python(value)
-    except ValidationError:
-        return False
-    return True
-
-
-def _refuse_few_nodes(content: IpfsContent, situation: ContentSituation) -> None:
-    answering = [node.name for node in content.nodes if node.name in situation.nodes]
-    if len(answering) >= content.replicas:
-        return
-    away = "".join(f" {why.rstrip('.')}." for _, why in sorted(situation.away.items()))
-    raise InvalidRequestError(
-        f"{content.name} is to be kept by {content.replicas} nodes, and {len(answering)} of "
-        f"{len(content.nodes)} answer.{away} Nothing was touched. Bring the others back, or lower `replicas` "
-        "in the block."
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from rules.database import Identifier, QualifiedName
 from rules.frozen import AbsolutePath, Count, Frozen, Name, PositiveSeconds, Ratio
@@ -17,6 +17,7 @@ ApiUrl = Annotated[str, Field(pattern=r"^https?://[^/\s@]+/?$")]
 #: What a path in the content may be: relative, with neither `.` nor `..` nor an empty part; "": all of it.
 ContentPath = Annotated[str, Field(pattern=r"^([^/\x00\n]+(/[^/\x00\n]+)*)?$")]
 
+_CID: TypeAdapter[str] = TypeAdapter(Cid)
 _V0 = re.compile(r"Qm[1-9A-HJ-NP-Za-km-z]{44}")
 
 
@@ -159,3 +160,17 @@ class ContentSituation(Frozen):
 def cid_version(cid: str) -> int:
     """Return 0 or 1."""
     return 0 if _V0.fullmatch(cid) else 1
+
+
+def is_cid(text: str) -> bool:
+    """Return whether a text is a plain CID: without a scheme, or a path behind it."""
+    try:
+        _CID.validate_python(text)
+    except ValidationError:
+        return False
+    return True
+
+
+def is_below(path: ContentPath, top: ContentPath) -> bool:
+    """Return whether a path of the content is at, or below, another one."""
+    return top in {"", path} or path.startswith(f"{top}/")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from rules import words
 from rules.frozen import Count, Frozen, Sha256
 
 #: Keys under which models that see or hear keep the configuration of their language model.
@@ -108,5 +109,4 @@ def token_ids(key: str, *configs: Mapping[str, Any]) -> tuple[int, ...]:
 
 def listed(names: Collection[str]) -> str:
     """Return the first few of `names`, sorted, and how many more there are."""
-    first = ", ".join(sorted(names)[:_SHOWN])
-    return first if len(names) <= _SHOWN else f"{first} and {len(names) - _SHOWN} more"
+    return words.listed(sorted(names), shown=_SHOWN)

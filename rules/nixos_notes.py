@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from rules.fleet import Instance
 from rules.nixos import HostFacts
 from rules.system_change import SystemRelease
+from rules.words import listed
 
 #: A new glibc changes every package and restarts every unit; nobody reads more.
 _SHOWN = 20
@@ -38,8 +39,7 @@ def host_notes(change: SystemRelease, instance: Instance, facts: HostFacts) -> I
 
 def few(words: Sequence[str]) -> str:
     """Return the first of them, and how many more there are."""
-    more = len(words) - _SHOWN
-    return ", ".join(words[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return listed(words, shown=_SHOWN)
 
 
 def units_in_words(facts: HostFacts) -> str:

@@ -5,30 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
-from pydantic import TypeAdapter, ValidationError
-
 from rules.cid import options_that_keep
 from rules.content_change import ContentFiles, ContentRelease
+from rules.content_work import refuse_few_nodes, refuse_missing_paths, refuse_missing_rows
 from rules.database import Database
 from rules.errors import InvalidRequestError
 from rules.frozen import Frozen
 from rules.ipfs import (
     AddOptions,
-    Cid,
     ContentFile,
     ContentSituation,
     IpfsContent,
     IpfsNode,
     NodeFacts,
     NodeStorage,
+    is_below,
+    is_cid,
 )
 from tasks import kubo
 from tasks.content_files import content_digest, read_files
 from tasks.content_references import read_references
 from tasks.content_state import ask_all
-
-_CID = TypeAdapter[str](Cid)
-_SHOWN = 5
 
 
 class _Node(Frozen):
@@ -55,11 +52,11 @@ def survey_content(
         DatabaseError: see `tasks.postgres.connection`; nothing was touched.
     """
     files = _files(change.artefact)
-    _refuse_paths(change, files)
+    refuse_missing_paths(change, (file.path for file in files))
     nodes, away = ask_all(content.nodes, _node)
-    _refuse_few(content, nodes, away)
+    refuse_few_nodes(content, nodes, away)
     rows = read_references(database, content.references, tuple(change.references), deployment=deployment)
-    _refuse_rows(change, content, rows)
+    refuse_missing_rows(change, content, rows)
     answering = [node for node in content.nodes if node.name in nodes]
     cids = _cids(content, answering[0], change.artefact)
     _refuse_other_kind(change, content, rows, cids)
@@ -95,47 +92,11 @@ def _files(artefact: ContentFiles) -> tuple[ContentFile, ...]:
     return files
 
 
-def _refuse_paths(change: ContentRelease, files: Iterable[ContentFile]) -> None:
-    known = [file.path for file in files]
-    missing = sorted(
-        path for path in set(change.references.values()) if not any(_is_below(one, path) for one in known)
-    )
-    if missing:
-        raise InvalidRequestError(
-            f"{change.artefact.path} has no {_some(missing)}, which rows are to refer to. Nothing was "
-            "touched. Paths are relative to it; an empty one means all of it."
-        )
-
-
-def _is_below(path: str, top: str) -> bool:
-    return top in {"", path} or path.startswith(f"{top}/")
-
-
 # --- nodes and rows --------------------------------------------------------------------------------
 
 
 def _node(node: IpfsNode) -> _Node:
     return _Node(peer=kubo.peer(node), version=kubo.version(node), storage=kubo.storage(node))
-
-
-def _refuse_few(content: IpfsContent, nodes: Mapping[str, _Node], away: Mapping[str, str]) -> None:
-    if len(nodes) >= content.replicas:
-        return
-    raise InvalidRequestError(
-        f"{content.name} is to be kept by {content.replicas} nodes, and {len(nodes)} of {len(content.nodes)} "
-        f"answer. {' '.join(away.values())} Nothing was touched. Bring them back, or lower `replicas` in the "
-        "block."
-    )
-
-
-def _refuse_rows(change: ContentRelease, content: IpfsContent, rows: Mapping[str, str | None]) -> None:
-    missing = sorted(key for key in change.references if key not in rows)
-    if missing:
-        raise InvalidRequestError(
-            f"{content.references.table} has no row whose {content.references.key} is {_some(missing)}. "
-            f"Nothing was touched. Insert it first, with NULL as its {content.references.cid}, or leave "
-            "it out."
-        )
 
 
 def _acquaint(first: IpfsNode, other: IpfsNode) -> None:
@@ -158,15 +119,7 @@ def _concerned(
     """Return what is or will be referred to, and the whole: all that plan and undo are about."""
     new = {cids[path] for path in (*change.references.values(), "")}
     old = {rows[key] for key in change.references}
-    return tuple(sorted(new | {cid for cid in old if cid is not None and _is_cid(cid)}))
-
-
-def _is_cid(text: str) -> bool:
-    try:
-        _CID.validate_python(text)
-    except ValidationError:
-        return False
-    return True
+    return tuple(sorted(new | {cid for cid in old if cid is not None and is_cid(cid)}))
 
 
 def _pins(nodes: Iterable[IpfsNode], cids: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
@@ -209,7 +162,7 @@ def _refuse_other_kind(
     """Refuse CIDs that whoever reads them may not expect: of another version, codec or hash."""
     for key, path in sorted(change.references.items()):
         old, new = rows[key], cids[path]
-        if old is None or not _is_cid(old) or old == new:
+        if old is None or not is_cid(old) or old == new:
             continue
         options = options_that_keep(old, new, content.options)
         if options is not None:
@@ -233,7 +186,7 @@ def _refuse_full(
     paths = set(change.references.values())
     wanted = {cids[path] for path in paths}
     all_bytes = sum(file.size_bytes for file in files)
-    referred = sum(file.size_bytes for file in files if any(_is_below(file.path, path) for path in paths))
+    referred = sum(file.size_bytes for file in files if any(is_below(file.path, path) for path in paths))
     first = next(iter(name for name in (node.name for node in content.nodes) if name in nodes))
     for name, node in nodes.items():
         has_it = cids[""] in pins[name] or wanted <= set(pins[name])
@@ -249,8 +202,3 @@ def _refuse_full(
 
 def _in_words(options: AddOptions) -> str:
     return ", ".join(f"{name} {value}" for name, value in options.model_dump(mode="json").items())
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

@@ -7,6 +7,7 @@ from typing import assert_never
 from rules.change import ApplicationRelease, IndexChange, ModelRelease, RayRelease, SchemaChange
 from rules.content_actions import not_taken_back
 from rules.content_change import ContentRelease
+from rules.content_plan import concerned
 from rules.database import Database, DatabaseState
 from rules.database_plan import AttachIndexes, BuildIndex, DropOldIndex
 from rules.entries import Opened
@@ -101,13 +102,11 @@ def _rows_moved(opened: Opened, plan: Plan) -> tuple[str, ...]:
 
 def _content_now(opened: Opened, plan: Plan) -> ContentState:
     """Return how content and references are, as far as the plan is concerned with them."""
-    before, after = plan.content_before, plan.content_after
-    pinned = (cid for state in (before, after) for cids in state.pinned.values() for cid in cids)
     return observe_content(
         opened.changed_content,
         opened.changed_database,
-        keys=tuple(sorted(before.references)),
-        cids=tuple(sorted(set(pinned))),
+        keys=tuple(sorted(plan.content_before.references)),
+        cids=concerned(plan),
         deployment=opened.deployment,
     )
 

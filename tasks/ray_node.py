@@ -18,6 +18,7 @@ from rules.frozen import Frozen, Seconds
 from rules.ray_actions import DrainNode
 from rules.ray_cluster import RayCluster, RayNode
 from rules.undo import RestoreNode
+from rules.words import listed
 from tasks import host as hosts
 from tasks import ray_cluster as ray
 from tasks import ray_jobs, server_service
@@ -195,8 +196,7 @@ def _drain_words(cluster: RayCluster, instance: Instance, node: RayNode, drained
 
 
 def _named(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    return listed(names, shown=_NAMED)
 
 
 def stop_node(fleet: Fleet, instance: Instance, *, settings: Settings) -> None:

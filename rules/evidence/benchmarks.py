@@ -7,9 +7,10 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from rules.evidence.foreign import Foreign, listed
+from rules.evidence.foreign import Foreign
 from rules.finding import Finding
 from rules.frozen import Frozen
+from rules.words import listed
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 

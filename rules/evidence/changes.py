@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-from rules.evidence.foreign import listed
 from rules.finding import Finding
+from rules.words import listed
 
 _HEADING = re.compile(r"(#{1,3})\s+(.*)")
 _NAME = re.compile(r"(?:(?:release|version)\s+)?\[?v?([^\]\s(:,]+)", re.IGNORECASE)

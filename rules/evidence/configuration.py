@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from rules.evidence.foreign import listed
 from rules.evidence.sops import is_encrypted
 from rules.evidence.tree import leaves, spelled
 from rules.finding import Finding
+from rules.words import listed
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 #: What the last words of a key must be; `max_tokens`, `tokenizer` and `token_limit` are no secrets.

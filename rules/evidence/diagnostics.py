@@ -8,11 +8,12 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from rules.evidence.foreign import Foreign, listed
+from rules.evidence.foreign import Foreign
 from rules.evidence.sarif import read_sarif
 from rules.evidence.scan import Problem, Scan
 from rules.finding import Finding
 from rules.frozen import Count
+from rules.words import listed
 
 #: CVSS from which on scanners, and those who read them, speak of "high".
 HIGH_SEVERITY = 7.0

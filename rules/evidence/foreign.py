@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-_SHOWN = 3
+from rules.words import listed
 
 
 class Foreign(BaseModel):
@@ -21,13 +19,6 @@ def in_words(error: ValueError) -> str:
         return str(error)
     found = error.errors(include_url=False, include_context=False, include_input=False)
     return listed(f"{'.'.join(map(str, row['loc'])) or 'the file'}: {row['msg']}" for row in found)
-
-
-def listed(words: Iterable[str], *, shown: int = _SHOWN) -> str:
-    """Return the first of `words` joined by commas, and how many more there are."""
-    every = list(words)
-    more = f" and {len(every) - shown} more" if len(every) > shown else ""
-    return ", ".join(every[:shown]) + more
 
 
 def percent(ratio: float) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from rules.evidence.foreign import listed
 from rules.finding import Finding
 from rules.frozen import Count, Frozen
+from rules.words import listed
 
 _OPINIONS = frozenset({"APPROVED", "REQUEST_CHANGES"})
 _BAD = frozenset({"error", "failure"})

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rules.evidence.foreign import listed, percent
+from rules.evidence.foreign import percent
 from rules.evidence.markup import parse_xml
 from rules.finding import Finding
 from rules.frozen import Count, Frozen, Ratio
+from rules.words import listed
 
 
 class TestCounts(Frozen):

@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 from pydantic import Field
 
-from rules.evidence.foreign import Foreign, listed
+from rules.evidence.foreign import Foreign
 from rules.finding import Finding
 from rules.frozen import Frozen
+from rules.words import listed
 
 
 class Dependency(Frozen):

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from rules.evidence.foreign import listed
 from rules.finding import Finding
 from rules.frozen import Frozen
+from rules.words import listed
 
 UP, DOWN = ".up.sql", ".down.sql"
 

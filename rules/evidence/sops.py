@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from pydantic import Field
 
-from rules.evidence.foreign import Foreign, listed
+from rules.evidence.foreign import Foreign
 from rules.evidence.tree import Path, leaves, spelled
 from rules.finding import Finding
+from rules.words import listed
 
 _ENCRYPTED = re.compile(
     r"ENC\[AES256_GCM,data:([A-Za-z0-9+/=]*),iv:([A-Za-z0-9+/=]+),tag:([A-Za-z0-9+/=]+),"
