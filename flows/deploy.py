@@ -26,7 +26,7 @@ from rules.baseline import Baseline, Comparison, compare
 from rules.change import ApplicationRelease, IndexChange, ModelRelease, RayRelease, SchemaChange
 from rules.checklist import Attestation, Waiver
 from rules.content_change import ContentRelease
-from rules.entries import Compared, Decided, Gated, Measured, Noted, Opened
+from rules.entries import Compared, Decided, Gated, Measured, Opened
 from rules.errors import GateBlockedError, StepFailedError
 from rules.evidence.sources import Evidence
 from rules.frozen import slug
@@ -254,7 +254,7 @@ def _measured_after(
             return after
         if give_up_at_s is None:
             give_up_at_s = time.monotonic() + environment.provider_patience_s
-            deployment.record(Noted(about="measured_again", words=f"The window after has a gap: {away}"))
+            deployment.note("measured_again", f"The window after has a gap: {away}")
         elif time.monotonic() > give_up_at_s:
             _give_up(deployment, away)
             return after
@@ -275,4 +275,4 @@ def _note_missing(deployment: OpenDeployment, comparisons: tuple[Comparison, ...
     missing = [one for one in comparisons if one.result == "provider_error"]
     if missing:
         words = f"{', '.join(one.name for one in missing)}: {missing[0].change}"
-        deployment.record(Noted(about="not_compared", words=words))
+        deployment.note("not_compared", words)

@@ -15,7 +15,6 @@ from rules.content_actions import (
     VerifyReferences,
 )
 from rules.content_change import ContentRelease
-from rules.entries import Noted
 from tasks import content_references, ipfs_content
 from tasks.as_task import as_task
 from tasks.deployment import OpenDeployment
@@ -45,19 +44,19 @@ def change_content(deployment: OpenDeployment, change: ContentRelease, action: C
         deployment.opened.changed_database,
         deployment.name,
     )
-    heed = _heed(deployment)
+    heed = deployment.prove_wanted
     match action:
         case AddContent():
             add_content(content, change, action, progress=_progress(deployment, action), heed=heed)
         case PinContent():
             pin_content(content, action, heed=heed)
         case VerifyContent():
-            _note(deployment, "content_verified", verify_content(content, action, heed=heed))
+            deployment.note("content_verified", verify_content(content, action, heed=heed))
         case SetReferences():
             set_references(database, content.references, action, deployment=name, heed=heed)
         case VerifyReferences():
             words = verify_references(content, database, action, deployment=name, heed=heed)
-            _note(deployment, "references_verified", words)
+            deployment.note("references_verified", words)
         case unknown:
             assert_never(unknown)
 
@@ -73,17 +72,3 @@ def _progress(deployment: OpenDeployment, action: AddContent) -> Callable[[int],
             publish_upload(deployment, action.node, min(1.0, sent_bytes / max(1, action.size_bytes)))
 
     return progress
-
-
-def _heed(deployment: OpenDeployment) -> Callable[[], None]:
-    """Return what stops a long effect that must not go on."""
-
-    def heed() -> None:
-        deployment.prove_ours()
-        deployment.heed()
-
-    return heed
-
-
-def _note(deployment: OpenDeployment, about: str, words: str) -> None:
-    deployment.record(Noted(about=about, words=words))

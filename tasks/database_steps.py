@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from typing import assert_never
 
 from rules.database import Database
@@ -19,7 +18,6 @@ from rules.database_plan import (
     VerifyDatabase,
     VerifyIndex,
 )
-from rules.entries import Noted
 from rules.index_plan import BuildProgress
 from rules.plan import Plan
 from tasks import (
@@ -59,11 +57,11 @@ def change_database(deployment: OpenDeployment, plan: Plan, action: DatabaseActi
     Raises:
         DeployError: it failed; see each task.
     """
-    database, name, heed = deployment.opened.changed_database, deployment.name, _heed(deployment)
+    database, name, heed = deployment.opened.changed_database, deployment.name, deployment.prove_wanted
     match action:
         case TakeSnapshot():
             taken = take_snapshot(database, action.snapshot, settings=deployment.settings)
-            _note(deployment, "snapshot", f"{taken.identity}, taken {taken.taken_at:%F %T} UTC")
+            deployment.note("snapshot", f"{taken.identity}, taken {taken.taken_at:%F %T} UTC")
         case ApplyMigration():
             apply_migration(database, action, deployment=name, heed=heed)
         case VerifyDatabase():
@@ -74,12 +72,12 @@ def change_database(deployment: OpenDeployment, plan: Plan, action: DatabaseActi
             attach_indexes(database, action, deployment=name, heed=heed)
         case JudgeIndex():
             measured = judge_index(database, action, deployment=name, heed=heed)
-            _note(deployment, "index_judged", measured.in_words)
+            deployment.note("index_judged", measured.in_words)
         case SwapIndex():
             swap_index(database, action, deployment=name, heed=heed)
         case VerifyIndex():
             measured = verify_index(database, action, deployment=name, heed=heed)
-            _note(deployment, "index_verified", measured.in_words)
+            deployment.note("index_verified", measured.in_words)
         case unknown:
             assert_never(unknown)
 
@@ -109,21 +107,7 @@ def _build(deployment: OpenDeployment, database: Database, action: BuildIndex) -
             notices.add(notice)
             log.warning("%s: %s", index, notice)
 
-    build_index(database, action, deployment=deployment.name, progress=progress, heed=_heed(deployment))
+    build_index(database, action, deployment=deployment.name, progress=progress, heed=deployment.prove_wanted)
     publish_build(deployment, index, 1.0)
     for notice in sorted(notices):
-        _note(deployment, "notice", f"{index}: {notice}")
-
-
-def _heed(deployment: OpenDeployment) -> Callable[[], None]:
-    """Return what stops a long effect that must not go on."""
-
-    def heed() -> None:
-        deployment.prove_ours()
-        deployment.heed()
-
-    return heed
-
-
-def _note(deployment: OpenDeployment, about: str, words: str) -> None:
-    deployment.record(Noted(about=about, words=words))
+        deployment.note("notice", f"{index}: {notice}")

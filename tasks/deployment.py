@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Literal
 
-from rules.entries import Decided, Done, Entry, Intent, Locked, Moved, Opened, Planned, stamped
+from rules.entries import Decided, Done, Entry, Intent, Locked, Moved, Noted, Opened, Planned, stamped
 from rules.errors import (
     AbortedError,
     ApiUnavailableError,
@@ -111,6 +111,11 @@ class OpenDeployment:
         if control and control.word == "abort":
             raise AbortedError(f"Aborted by {control.by}: {control.reason}")
 
+    def prove_wanted(self) -> None:
+        """Raise what ends the deployment: it is another's by now, or what watches beside it objects."""
+        self.prove_ours()
+        self.heed()
+
     @property
     def control(self) -> Control | None:
         """The newest word of a person to this deployment; None: there is none."""
@@ -127,6 +132,10 @@ class OpenDeployment:
         self.journal.append(now)
         self._mirror.add(now)
         self._size_bytes = self.journal.size_bytes
+
+    def note(self, about: str, words: str) -> None:
+        """Write down what people will want to find in the timeline."""
+        self.record(Noted(about=about, words=words))
 
     def decide(self, title: str, verdict: Verdict) -> None:
         """Keep a verdict in the decision log."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import assert_never
 
 from rules.change import ModelRelease
-from rules.entries import Noted
 from rules.fleet import Instance
 from rules.model_actions import CheckMemory, DrainRequests, HotSwap, ModelAction, TestInference, VerifyModel
 from tasks import model_server, model_stage
@@ -48,24 +47,19 @@ def change_model(deployment: OpenDeployment, change: ModelRelease, action: Model
     instance, serving = deployment.fleet.instance(action.instance), deployment.fleet.model_serving
     match action:
         case DrainRequests():
-            _note(
-                deployment,
+            deployment.note(
                 "drained",
                 drain_requests(instance, action, serving=serving, still_wanted=deployment.prove_ours),
             )
         case HotSwap():
             hot_swap(instance, serving, change.release, settings=deployment.settings)
         case VerifyModel():
-            _note(deployment, "model_verified", verify_model(instance, serving, change))
+            deployment.note("model_verified", verify_model(instance, serving, change))
         case TestInference():
             answers = test_inference(instance, serving, action)
             words = "; ".join(answer.in_words for answer in answers)
-            _note(deployment, "inference", f"{instance.name}: {words or 'no prompts are declared'}")
+            deployment.note("inference", f"{instance.name}: {words or 'no prompts are declared'}")
         case CheckMemory():
-            _note(deployment, "memory", check_memory(instance, action))
+            deployment.note("memory", check_memory(instance, action))
         case unknown:
             assert_never(unknown)
-
-
-def _note(deployment: OpenDeployment, about: str, words: str) -> None:
-    deployment.record(Noted(about=about, words=words))

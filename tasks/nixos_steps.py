@@ -6,7 +6,6 @@ import logging
 import time
 from typing import assert_never
 
-from rules.entries import Noted
 from rules.errors import CommandError
 from rules.fleet import Instance
 from rules.nixos import Activation
@@ -75,9 +74,9 @@ def change_system(deployment: OpenDeployment, change: SystemRelease, action: Nix
             words = verify_system(instance, action, still_wanted=deployment.prove_ours)
             # smoke tests come next, which do not reach the host in this way, and take their time
             nixos_guard.extend_guard(instance, deployment=name)
-            _note(deployment, "system_verified", words)
+            deployment.note("system_verified", words)
         case ConfirmSystem():
-            _note(deployment, "system_confirmed", confirm_system(instance, action, deployment=name))
+            deployment.note("system_confirmed", confirm_system(instance, action, deployment=name))
             deployment.while_held = lambda: None
         case unknown:
             assert_never(unknown)
@@ -101,8 +100,4 @@ def _keep_in_touch(deployment: OpenDeployment, instance: Instance, *, guard_s: f
 
 
 def _note_activation(deployment: OpenDeployment, activation: Activation, host: str) -> None:
-    _note(deployment, "activation", f"{host}: {activation.words}")
-
-
-def _note(deployment: OpenDeployment, about: str, words: str) -> None:
-    deployment.record(Noted(about=about, words=words))
+    deployment.note("activation", f"{host}: {activation.words}")

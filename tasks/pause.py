@@ -32,8 +32,7 @@ def hear(deployment: OpenDeployment) -> bool:
     Raises:
         AbortedError, AlarmError, FencedError, CutOffError, RevokedError: see `proceed`.
     """
-    deployment.prove_ours()
-    deployment.heed()
+    deployment.prove_wanted()
     return is_paused(deployment)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import assert_never
 
 from rules.change import RayRelease
-from rules.entries import Noted
 from rules.fleet import Instance
 from rules.ray_actions import DrainNode, RayAction, StopService, VerifyNode
 from tasks import ray_node
@@ -38,7 +37,7 @@ def change_nodes(deployment: OpenDeployment, change: RayRelease, action: RayActi
     match action:
         case DrainNode():
             words = drain_node(fleet, instance, action, still_wanted=deployment.prove_ours, settings=settings)
-            deployment.record(Noted(about="drained", words=words))
+            deployment.note("drained", words)
         case StopService():
             stop_node(fleet, instance, settings=settings)
         case VerifyNode():
@@ -50,6 +49,6 @@ def change_nodes(deployment: OpenDeployment, change: RayRelease, action: RayActi
                 still_wanted=deployment.prove_ours,
                 settings=settings,
             )
-            deployment.record(Noted(about="node_verified", words=words))
+            deployment.note("node_verified", words)
         case unknown:
             assert_never(unknown)

@@ -9,7 +9,6 @@ from rules.change import ApplicationRelease, FleetChange, ModelRelease, RayRelea
 from rules.content_actions import ContentAction
 from rules.content_change import ContentRelease
 from rules.database_plan import DatabaseAction
-from rules.entries import Noted
 from rules.errors import InvalidRequestError, StepFailedError, VerdictFailedError, WorldMovedError
 from rules.fleet import Fleet, FleetState, Instance
 from rules.model_actions import ModelAction
@@ -198,7 +197,7 @@ def _wait_until_ready(deployment: OpenDeployment, instance: Instance, release: s
     stopped_at = deployment.stopped_at.pop(instance.name, None)
     if stopped_at is not None:
         words = f"{instance.name} did not answer for {time.monotonic() - stopped_at:.1f} s"
-        deployment.record(Noted(about="restart", words=words))
+        deployment.note("restart", words)
 
 
 def _route(fleet: Fleet) -> Route:
