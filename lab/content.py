@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from lab.database import LabDatabase
 from lab.kubo import LabKubo
+from lab.kubo_contract import Contract
 from lab.part import Part
 from lab.processes import LabError
 from rules.content_change import ContentFiles, ContentRelease
@@ -119,7 +117,7 @@ class LabContent(Part):
 
     def cids(self, release: str) -> dict[str, str]:
         """Return path -> CID of a release that was written, and "": all of it; no node gets to know it."""
-        return _added(self.kubo.nodes[0].api, self.directory / "releases" / release, only_hash=True)
+        return _added(self._node(), self.directory / "releases" / release, only_hash="true")
 
     def references(self) -> dict[str, str | None]:
         """Return what each row refers to."""
@@ -128,7 +126,7 @@ class LabContent(Part):
     def unpin(self, node: str, *cids: str) -> None:
         """Have a node unpin what it pins recursively."""
         for cid in cids:
-            _post(self.kubo.node(node).api, "pin/rm", arg=cid)
+            _told(self._node(node), "pin/rm", cid)
 
     def missing(self) -> list[tuple[str, str]]:
         """Return the node and CID of each reference that a node cannot give whole, by its own blocks."""
@@ -142,14 +140,18 @@ class LabContent(Part):
         return {"rows": rows, "pins": self.kubo.observed()}
 
     def _install(self) -> None:
-        first, *others = self.kubo.nodes
-        cids = _added(first.api, self.write(FIRST_RELEASE))
+        cids = _added(self._node(), self.write(FIRST_RELEASE))
         for key, path in _ROWS.items():
             self.lab_database.query(
                 "INSERT INTO public.documents VALUES (%s, %s, %s)", (key, cids[path], key.title())
             )
-            for node in (first, *others):
-                _post(node.api, "pin/add", arg=cids[path])
+            for node in self.kubo.nodes:
+                _told(self._node(node.name), "pin/add", cids[path])
+
+    def _node(self, name: str = "") -> Contract:
+        """Return how a node is asked by hand; the first one, where none is named."""
+        node = self.kubo.node(name) if name else self.kubo.nodes[0]
+        return Contract(api=node.api.rstrip("/"), other_api="")
 
 
 def files_of(release: str) -> dict[str, bytes]:
@@ -162,22 +164,18 @@ def files_of(release: str) -> dict[str, bytes]:
     }
 
 
-def _added(api: str, place: Path, *, only_hash: bool = False) -> dict[str, str]:
+def _added(node: Contract, place: Path, **options: str) -> dict[str, str]:
     """Add a directory to a node and return path -> CID; "": all of it."""
-    files = [
-        ("file", (f"{place.name}/{path.relative_to(place)}".replace("/", "%2F"), path.read_bytes()))
+    files = {
+        f"{place.name}/{path.relative_to(place)}": path.read_bytes()
         for path in sorted(place.rglob("*"))
         if path.is_file()
-    ]
-    how = {"only-hash": "true"} if only_hash else {"pin": "true"}
-    answer = _post(api, "add", files=files, **how)
-    rows = {row["Name"]: row["Hash"] for row in map(json.loads, answer.text.splitlines()) if "Hash" in row}
+    }
+    rows = {row["Name"]: row["Hash"] for row in node.add(files, **options) if "Hash" in row}
     return {name.removeprefix(place.name).removeprefix("/"): cid for name, cid in rows.items()}
 
 
-def _post(api: str, call: str, *, files: Any = None, **options: str) -> httpx.Response:
-    with httpx.Client(trust_env=False, timeout=60) as client:
-        answer = client.post(f"{api.rstrip('/')}/api/v0/{call}", params=options, files=files)
+def _told(node: Contract, command: str, cid: str) -> None:
+    answer = node.ask(command, cid)
     if answer.is_error:
-        raise LabError(f"{call} at {api} answered {answer.status_code}: {answer.text}")
-    return answer
+        raise LabError(f"{command} {cid} at {node.api} answered {answer.status_code}: {answer.text}")

@@ -15,7 +15,8 @@ import uuid
 
 import httpx
 
-from lab.kubo_contract import CHECKS, Contract, ContractError, check, expect, expect_error, parts, real_nodes
+from lab.contract import ContractError, expect
+from lab.kubo_contract import CHECKS, Contract, check, expect_error, parts, real_nodes
 
 FILE_CID = ("hello", "QmWfVY9y3xjsixTgbd9AorQxH7VtMpzfx2HaWtsoUYecaX")
 EMPTY_DIRECTORY_CID = "QmUNLLsPACCz1vLxQVkXqqLX5R1X345qqfHbsf67hvA3Nn"

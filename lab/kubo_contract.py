@@ -13,9 +13,7 @@ from typing import Any
 
 import httpx
 
-
-class ContractError(AssertionError):
-    """A node does not do what this project relies on."""
+from lab.contract import expect
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,16 +81,6 @@ def check(function: Check) -> Check:
     """Add a check to the list, by its name."""
     CHECKS[function.__name__] = function
     return function
-
-
-def expect(holds: object, what: str, saw: object) -> None:
-    """Go on when it holds.
-
-    Raises:
-        ContractError: it does not; says what was expected, and what was seen.
-    """
-    if not holds:
-        raise ContractError(f"expected: {what}; saw: {str(saw)[:500]}")
 
 
 def expect_error(answer: httpx.Response, *words: str) -> None:

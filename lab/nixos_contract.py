@@ -10,16 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lab.contract import ContractError
 from lab.nixos_machine import seconds
 from lab.processes import wait_until
 
 _SOON_S = 20.0
 _BLINK_S = 0.3
 _LIST = ("--plain", "--no-legend", "--no-pager")
-
-
-class ContractError(AssertionError):
-    """A systemd does not do what this project relies on."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from lab.contract import expect
 from lab.model_weights import read_tensors
 from lab.sglang_contract import (
     ANSWER,
@@ -18,7 +19,6 @@ from lab.sglang_contract import (
     check,
     checksums_of,
     client,
-    expect,
     foretold,
     wait,
 )

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from lab.contract import ContractError, expect
 from lab.model import ANSWERS, make_model
 from lab.model_weights import Tensors, read_tensors
 from lab.sglang_speech import Speaker, Tokenizer
@@ -27,10 +28,6 @@ _TIMEOUT_S = 60.0
 _LONG_TOKENS = 600
 _SOON_S = 20.0
 _POLL_S = 0.02
-
-
-class ContractError(AssertionError):
-    """A server does not do what this project relies on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,16 +151,6 @@ def check(function: Check) -> Check:
     """Add a check to the list, by its name."""
     CHECKS[function.__name__] = function
     return function
-
-
-def expect(holds: object, what: str, saw: object) -> None:
-    """Go on when it holds.
-
-    Raises:
-        ContractError: it does not; says what was expected, and what was seen.
-    """
-    if not holds:
-        raise ContractError(f"expected: {what}; saw: {str(saw)[:500]}")
 
 
 def wait(condition: Callable[[], object], what: str, timeout_s: float = _SOON_S) -> None:

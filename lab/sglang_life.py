@@ -16,10 +16,11 @@ from pathlib import Path
 
 import httpx
 
+from lab.contract import expect
 from lab.model import make_model, reshape_tensor, spoil_tokenizer, truncate
 from lab.ports import LOCALHOST, free_port, give_back, is_listening
 from lab.processes import tail
-from lab.sglang_contract import ANSWER, FREE_PROMPT, Contract, client, expect, wait
+from lab.sglang_contract import ANSWER, FREE_PROMPT, Contract, client, wait
 
 _POLL_S = 0.02
 _END_S = 60.0

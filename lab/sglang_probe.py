@@ -17,7 +17,8 @@ import httpx
 
 import lab.sglang_checks
 import lab.sglang_swap_checks  # noqa: F401 - both fill the list
-from lab.sglang_contract import CHECKS, Contract, ContractError
+from lab.contract import ContractError
+from lab.sglang_contract import CHECKS, Contract
 
 
 def main() -> int:

@@ -6,19 +6,10 @@ import time
 
 import httpx
 
+from lab.contract import ContractError, expect
 from lab.model import make_model, remove_tensor, reshape_tensor, spoil_tokenizer
 from lab.model_weights import read_tensors
-from lab.sglang_contract import (
-    ANSWER,
-    FREE_PROMPT,
-    PROMPT,
-    Asking,
-    Contract,
-    ContractError,
-    check,
-    checksums_of,
-    expect,
-)
+from lab.sglang_contract import ANSWER, FREE_PROMPT, PROMPT, Asking, Contract, check, checksums_of
 
 _OK, _BAD = httpx.codes.OK, httpx.codes.BAD_REQUEST
 _PATIENCE_S = 2.0

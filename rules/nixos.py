@@ -42,6 +42,10 @@ class NixosPlaces(Frozen):
         description="where systemd finds units that neither a switch nor a reboot takes away",
     )
 
+    def program(self, name: str) -> str:
+        """Return the full path of one of Nix's or systemd's programs."""
+        return f"{self.programs}/{name}"
+
 
 class NixosHost(Frozen):
     """One host: how its system is built, and how long things may take there."""

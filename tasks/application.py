@@ -6,7 +6,6 @@ instance's host, so a local instance and one behind ssh are treated alike.
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -31,6 +30,7 @@ from rules.ray_cluster import RayNodeProbe
 from rules.undo import RemoveRelease, RestoreModel, RestoreRelease
 from tasks import host as hosts
 from tasks import ray_cluster
+from tasks.http_client import http
 from tasks.nixos_verify import running_system
 from tasks.server_service import is_running, systemctl, whole_host
 from tasks.settings import Settings
@@ -108,24 +108,15 @@ def running_release(instance: Instance) -> str | None:
 
 def _answering_release(probe: Probe) -> str | None:
     try:
-        if probe.ready_url and not _http().get(probe.ready_url, timeout=probe.timeout_s).is_success:
+        if probe.ready_url and not http().get(probe.ready_url, timeout=probe.timeout_s).is_success:
             return None
-        answer = _http().get(probe.url, timeout=probe.timeout_s)
+        answer = http().get(probe.url, timeout=probe.timeout_s)
         if answer.status_code != httpx.codes.OK:
             return None
         version = answer.json().get(probe.version_key)
     except (httpx.HTTPError, ValueError, AttributeError):
         return None
     return str(version) if version is not None else None
-
-
-@functools.cache
-def _http() -> httpx.Client:
-    """Return a client for all probes, since making one costs more than asking.
-
-    It keeps no connection open, and asks the instance itself, whatever proxy the environment names.
-    """
-    return httpx.Client(limits=httpx.Limits(max_keepalive_connections=0), trust_env=False)
 
 
 def service_runs(instance: Instance) -> bool:
@@ -313,7 +304,7 @@ def smoke_test(instance: Instance, fleet: Fleet, *, release: str, settings: Sett
     base = httpx.URL(instance.probe.url)
     for test in fleet.smoke_tests:
         try:
-            answer = _http().request(
+            answer = http().request(
                 test.method, base.join(test.path), content=test.body, timeout=settings.command_timeout_s
             )
         except httpx.HTTPError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import httpx
 from blocks.alertmanager import Alertmanager
 from blocks.prometheus import Prometheus
 from rules.provider import ProviderError, QueryRefusedError
+from tasks.http_client import http
 
 _SHOWN = 300
 #: Prometheus answers 422 when it cannot execute a query and 400 when it cannot read it.
@@ -59,7 +59,7 @@ def send(
     """
     headers = {"Authorization": f"Bearer {provider.token.get_secret_value()}"} if provider.token else {}
     try:
-        return _http().request(
+        return http().request(
             method,
             f"{provider.url.rstrip('/')}/{path}",
             params=params,
@@ -71,15 +71,6 @@ def send(
         # the class says what the text of a timeout leaves out
         words = f"{type(error).__name__} {error}".strip()
         raise ProviderError(f"{provider.url} gave no answer: {words}") from error
-
-
-@functools.cache
-def _http() -> httpx.Client:
-    """Return one client, since making it costs more than asking; it asks the provider itself, by no proxy.
-
-    It keeps no connection: a provider that was restarted would be found dead on the old one first.
-    """
-    return httpx.Client(trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
 
 
 def _words(answer: httpx.Response) -> str:

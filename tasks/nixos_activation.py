@@ -116,7 +116,7 @@ def run_activation(
 def _run_unit(instance: Instance, unit: str, argv: tuple[str, ...], deadline: float) -> Activated:
     places = instance.nixos_host.places
     file = f"{places.runtime}/{_DIRECTORY}/{unit}"
-    program = (f"{places.programs}/systemd-run", f"--unit={unit}", "--collect", "--pipe", "--wait", "--quiet")
+    program = (places.program("systemd-run"), f"--unit={unit}", "--collect", "--pipe", "--wait", "--quiet")
     # a boot loader is brought up to date, and not installed anew
     options = ("--service-type=exec", "-E", "NIXOS_INSTALL_BOOTLOADER=0")
     command = (*program, *options, "/bin/sh", "-c", _ACTIVATE, "activate", file, *argv)
@@ -164,7 +164,7 @@ def running_activations(instance: Instance) -> tuple[str, ...]:
     Raises:
         CommandError: the host did not say.
     """
-    systemctl = f"{instance.nixos_host.places.programs}/systemctl"
+    systemctl = instance.nixos_host.places.program("systemctl")
     options = (_RUNNING, "--plain", "--no-legend", "--no-pager", "--all")
     units = units_listed(hosts.run(instance.host, (systemctl, "list-units", *options, f"{_UNIT}*")).stdout)
     return tuple(unit.removesuffix(".service") for unit in units if unit.startswith(_UNIT))
@@ -191,7 +191,7 @@ def end_activations(instance: Instance) -> tuple[str, ...]:
     """
     units = running_activations(instance)
     if units:
-        systemctl = f"{instance.nixos_host.places.programs}/systemctl"
+        systemctl = instance.nixos_host.places.program("systemctl")
         services = [f"{unit}.service" for unit in units]
         hosts.run(instance.host, (systemctl, "stop", *services), timeout_s=_STOP_TIMEOUT_S)
     return units

@@ -87,7 +87,7 @@ def _has_recorded(instance: Instance, step: RestoreSystem) -> bool:
 def _nix_env(instance: Instance, *words: str, of: str = "") -> None:
     """Run nix-env; that `of` another system where the active one has none."""
     places = instance.nixos_host.places
-    program = f"{places.programs}/nix-env"
+    program = places.program("nix-env")
     if of and not hosts.exists(instance.host, program):
         program = f"{of}/sw/bin/nix-env"
     hosts.run(instance.host, (program, "--profile", places.profile, *words), timeout_s=_TIMEOUT_S)

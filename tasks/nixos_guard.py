@@ -237,7 +237,7 @@ def fired_marker(instance: Instance, *, deployment: str) -> str:
 
 def _prove(instance: Instance, guard: Guard, action: ArmGuard) -> None:
     """See that the timer waits, and that it elapses when it should: another file could have overruled it."""
-    argv = (f"{guard.places.programs}/systemctl", "show", *_PROPERTIES, guard.timer)
+    argv = (guard.places.program("systemctl"), "show", *_PROPERTIES, guard.timer)
     timer = timer_seen(hosts.run(instance.host, argv).stdout)
     if timer.waits and timer.total_s and -_EARLY_S <= timer.total_s - action.guard_s <= _LATE_S:
         return
@@ -266,7 +266,7 @@ def _guard(instance: Instance, deployment: str) -> Guard:
 
 
 def _where(guard: Guard) -> tuple[str, str, str, str]:
-    return guard.directory, guard.places.guard_units, guard.name, f"{guard.places.programs}/systemctl"
+    return guard.directory, guard.places.guard_units, guard.name, guard.places.program("systemctl")
 
 
 def _fired(instance: Instance, guard: Guard) -> GuardFiredError:

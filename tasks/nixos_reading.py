@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
@@ -16,6 +15,7 @@ from rules.hosts import HostAddress
 from rules.nixos import SystemNames
 from rules.nixos_activation import system_names, units_listed
 from tasks import host as hosts
+from tasks.http_client import http
 
 #: What only a reboot changes; what `nixos-rebuild` would compare too.
 BOOT_PARTS = ("kernel", "initrd", "kernel-modules")
@@ -124,7 +124,7 @@ def system_state(instance: Instance) -> str:
     Raises:
         CommandError: the host cannot be asked.
     """
-    argv = (f"{instance.nixos_host.places.programs}/systemctl", "is-system-running")
+    argv = (instance.nixos_host.places.program("systemctl"), "is-system-running")
     return hosts.run(instance.host, argv, check=False).stdout.strip()
 
 
@@ -134,7 +134,7 @@ def failed_units(instance: Instance) -> tuple[str, ...]:
     Raises:
         CommandError: the host did not say.
     """
-    systemctl = f"{instance.nixos_host.places.programs}/systemctl"
+    systemctl = instance.nixos_host.places.program("systemctl")
     options = ("--state=failed", "--plain", "--no-legend", "--no-pager", "--all")
     units = units_listed(hosts.run(instance.host, (systemctl, "list-units", *options)).stdout)
     return tuple(unit for unit in units if not unit.startswith(_OURS))
@@ -149,13 +149,7 @@ def silent_urls(urls: Iterable[str]) -> dict[str, str]:
 def _answer(url: str) -> str:
     """Return how a URL answered; empty: by 2xx."""
     try:
-        answer = _http().get(url, timeout=_URL_TIMEOUT_S)
+        answer = http().get(url, timeout=_URL_TIMEOUT_S)
     except httpx.HTTPError as error:
         return repr(error)
     return "" if answer.is_success else f"status {answer.status_code}"
-
-
-@functools.cache
-def _http() -> httpx.Client:
-    # a connection each, as new users have, and the host itself, whatever proxy the environment names
-    return httpx.Client(limits=httpx.Limits(max_keepalive_connections=0), trust_env=False)

@@ -97,7 +97,7 @@ def reboot_into(
 
 
 def _tell_to_reboot(instance: Instance, marker: str) -> None:
-    argv = (f"{instance.nixos_host.places.programs}/systemctl", "reboot")
+    argv = (instance.nixos_host.places.program("systemctl"), "reboot")
     try:
         finished = hosts.run(instance.host, argv, timeout_s=_QUESTION_S, check=False)
     except CommandError:

@@ -153,7 +153,7 @@ def _read(instance: Instance, observed: InstanceState) -> _Now:
         )
     places = instance.nixos_host.places
     link = hosts.read_link(instance.host, places.profile)
-    paths = (places.profile, places.current, places.booted, f"{places.programs}/nix-env")
+    paths = (places.profile, places.current, places.booted, places.program("nix-env"))
     profile, running, booted, program = resolved(instance.host, paths)
     if link is None or not _is_system(profile) or not _is_system(running) or program is None:
         raise InvalidRequestError(

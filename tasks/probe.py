@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ import httpx
 
 from rules.fleet import Probe
 from rules.frozen import Count, Frozen
+from tasks.http_client import http
 
 _PROBES = 40
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
@@ -68,7 +68,7 @@ def pause_between(window_s: float) -> float:
 
 def _time_of(url: str, timeout_s: float) -> float:
     began_s = time.monotonic()
-    _http().get(url, timeout=timeout_s)
+    http().get(url, timeout=timeout_s)
     return time.monotonic() - began_s
 
 
@@ -89,9 +89,3 @@ class _Waiting:
             if now_s >= moment_s:
                 return
             time.sleep(max(0.0, min(moment_s, self._ask_at_s) - time.monotonic()))
-
-
-@functools.cache
-def _http() -> httpx.Client:
-    # a connection each, as new users have, and the instance itself, whatever proxy the environment names
-    return httpx.Client(limits=httpx.Limits(max_keepalive_connections=0), trust_env=False)

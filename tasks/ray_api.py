@@ -6,7 +6,6 @@ is an error, since a node is stopped on the strength of it.
 
 from __future__ import annotations
 
-import functools
 import re
 import time
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ import httpx
 
 from rules.errors import DeployError
 from rules.ray_cluster import RayCluster, RayNodeProbe
+from tasks.http_client import http
 
 #: Whom to ask.
 Head = RayCluster | RayNodeProbe
@@ -78,7 +78,7 @@ def _ask_once(cluster: Head, method: str, path: str, **request: Any) -> httpx.Re
     url = f"{cluster.dashboard.rstrip('/')}/{path}"
     timeout_s = cluster.timeout_s if isinstance(cluster, RayNodeProbe) else _TIMEOUT_S
     try:
-        answer = _http().request(method, url, headers=_headers(cluster), timeout=timeout_s, **request)
+        answer = http().request(method, url, headers=_headers(cluster), timeout=timeout_s, **request)
     except httpx.HTTPError as error:
         raise RayClusterError(
             f"The Ray head does not answer at {url}: {error!r}. Look whether `ray start --head` runs there, "
@@ -120,12 +120,6 @@ def token(cluster: Head) -> str | None:
 def _headers(cluster: Head) -> dict[str, str]:
     secret = token(cluster)
     return {"Authorization": f"Bearer {secret}"} if secret else {}
-
-
-@functools.cache
-def _http() -> httpx.Client:
-    """Return a client for all clusters; it keeps no connection, and heeds no proxy of the environment."""
-    return httpx.Client(limits=httpx.Limits(max_keepalive_connections=0), trust_env=False)
 
 
 def listing(cluster: Head, kind: str, filters: list[Filter], *, whole: bool = True) -> list[Row]:

@@ -13,15 +13,8 @@ from rules.fleet import Instance, Probe
 from rules.frozen import Count, Frozen
 from rules.model_loaded import RankChecksums
 from rules.serving import ModelServing
-from tasks.sglang_http import (
-    ModelServer,
-    ModelServerError,
-    ModelServerGoneError,
-    http,
-    json_of,
-    send,
-    understood,
-)
+from tasks.http_client import http
+from tasks.sglang_http import ModelServer, ModelServerError, ModelServerGoneError, json_of, send, understood
 from tasks.sglang_stream import generate
 
 __all__ = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import stat
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pydantic import Field
 
 from rules.errors import DeployError
 from rules.frozen import AbsolutePath, Frozen, PositiveSeconds
+from tasks.http_client import http
 
 _SHOWN = 400
 _TIMEOUT_S = 10.0
@@ -170,12 +170,3 @@ def _admin_key(url: str, path: str) -> str:
             advice=f"It must hold one line of ASCII, belong to user {os.geteuid()}, have mode 0600 or 0400.",
         )
     return key
-
-
-@functools.cache
-def http() -> httpx.Client:
-    """Return one client, since making it costs more than asking; it asks the server itself, by no proxy.
-
-    It keeps no connection: a server that was restarted would be found dead on the old one first.
-    """
-    return httpx.Client(trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))

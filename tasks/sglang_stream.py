@@ -8,15 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rules.serving import Answered, DeclaredPrompt
-from tasks.sglang_http import (
-    ModelServer,
-    ModelServerError,
-    ModelServerGoneError,
-    http,
-    reached,
-    refuse,
-    understood,
-)
+from tasks.http_client import http
+from tasks.sglang_http import ModelServer, ModelServerError, ModelServerGoneError, reached, refuse, understood
 
 #: Fewer tokens after the first say nothing of the speed.
 _LEAST_TOKENS = 4

@@ -13,6 +13,8 @@ from lab.identity import MARK
 from lab.postgres import Postgres
 from lab.prefect_server import DATABASE, DRIVER, PrefectServer, migrated_cluster
 from lab.processes import end_marked
+from lab.systemd import LabSystemd
+from tests.requirements import need_systemd
 
 
 @pytest.hookimpl(trylast=True)
@@ -92,4 +94,12 @@ def prefect_api(prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch) 
 def application(tmp_path: Path) -> Iterator[LabApplication]:
     """An application of two blue and two green instances behind HAProxy, in its first release."""
     with LabApplication(tmp_path / "web") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystemd]:
+    """A host with a real systemd, reached by ssh; only one is booted at a time."""
+    need_systemd()
+    with LabSystemd(tmp_path_factory.mktemp("systemd")) as running:
         yield running

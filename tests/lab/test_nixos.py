@@ -18,7 +18,7 @@ from lab.nixos_machine import in_words, seconds
 from lab.processes import marked, wait_until
 from lab.systemd import LabSystemd
 from tasks.host import HostUnreachableError, read_link, run, write_file
-from tests.requirements import need, need_systemd
+from tests.requirements import need
 
 TOPLEVEL = "config.system.build.toplevel"
 
@@ -43,13 +43,6 @@ def alpha(lab: LabNixos) -> LabNixos:
     lab.reboot("alpha")
     host.run("nix-env", "-p", str(host.profile), "--set", first)
     return lab
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystemd]:
-    need_systemd()
-    with LabSystemd(tmp_path_factory.mktemp("systemd")) as running:
-        yield running
 
 
 def activate(system: str, mode: str = "test") -> subprocess.CompletedProcess[str]:

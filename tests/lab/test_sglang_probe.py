@@ -6,9 +6,10 @@ import sys
 import pytest
 
 from lab import sglang_probe  # noqa: F401 - fills the list
+from lab.contract import ContractError
 from lab.model import make_model
 from lab.sglang import FIRST_RELEASE, LabSglang, server_command
-from lab.sglang_contract import CHECKS, Contract, ContractError
+from lab.sglang_contract import CHECKS, Contract
 from lab.sglang_life import LIFE_CHECKS, Launcher
 
 

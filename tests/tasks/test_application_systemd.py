@@ -31,7 +31,6 @@ from tasks.application import (
     switch_release,
     wait_until_ready,
 )
-from tests.requirements import need_systemd
 from tests.tasks.updating import DEPLOYMENT, NEXT_RELEASE, SETTINGS, pid
 
 #: Only one is booted at a time, so one worker should have them all.
@@ -51,13 +50,6 @@ ExecStart={python} -I -S {root}/current/app.py --port {port}
 Restart=on-failure
 RestartSec=50ms
 """
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystemd]:
-    need_systemd()
-    with LabSystemd(tmp_path_factory.mktemp("systemd")) as running:
-        yield running
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from rules.nixos_actions import RebootHost, VerifySystem
 from tasks.nixos_activation import running_activations
 from tasks.nixos_reboot import reboot_host
 from tasks.nixos_verify import verify_system
-from tests.requirements import need, need_systemd
+from tests.requirements import need
 from tests.tasks.nixing import DEPLOYMENT, HOST, activate, changes, host, recorded, restore, switch
 
 #: Only one is booted at a time, so one worker should have them all.
@@ -25,15 +25,8 @@ pytestmark = pytest.mark.xdist_group("systemd")
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystemd]:
-    need_systemd()
-    need("nix-build", "nix-env", package="nix-bin")
-    with LabSystemd(tmp_path_factory.mktemp("systemd")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def lab(machine: LabSystemd) -> Iterator[LabNixos]:
+    need("nix-build", "nix-env", package="nix-bin")
     with LabNixos(machine.directory / "nixos", hosts=(HOST,), systemd=machine) as running:
         yield running
 

@@ -19,7 +19,7 @@ from rules.nixos import NixosPlaces
 from rules.systemd_timer import PROPERTIES, TimerSeen, timer_seen
 from tasks.host import HostUnreachableError, run
 from tasks.nixos_guard import GuardError, disarm_guard, extend_guard, guard_fired
-from tests.requirements import need, need_systemd
+from tests.requirements import need
 from tests.tasks import guarding_deployer as deployer
 from tests.tasks.guarding import DEPLOYMENT, HOST, NAME, arm, guard_files, has_restored, log, recorded, within
 
@@ -30,15 +30,8 @@ PATIENCE_S = 120.0
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystemd]:
-    need_systemd()
-    need("nix-env", "nix-build", package="nix-bin")
-    with LabSystemd(tmp_path_factory.mktemp("systemd")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def running(machine: LabSystemd) -> Iterator[LabNixos]:
+    need("nix-env", "nix-build", package="nix-bin")
     with LabNixos(machine.directory / "nixos", hosts=(HOST,), systemd=machine) as lab:
         yield lab
 

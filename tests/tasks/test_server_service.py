@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 
-from lab.systemd import LabSystemd
 from rules.errors import CommandError
 from rules.fleet import CommandService, SystemdService
 from rules.hosts import HostAddress
 from tasks import server_service
-from tests.requirements import need_systemd
 
 HERE = HostAddress()
 LIMIT_S = 30.0
@@ -26,13 +23,6 @@ Type=exec
 Restart=on-failure
 RestartSec=50ms
 """
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystemd]:
-    need_systemd()
-    with LabSystemd(tmp_path_factory.mktemp("systemd")) as running:
-        yield running
 
 
 @pytest.mark.xdist_group("systemd")

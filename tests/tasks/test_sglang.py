@@ -15,9 +15,9 @@ from rules.errors import InvalidRequestError
 from rules.ray_cluster import RayNodeProbe
 from rules.serving import DeclaredPrompt, ModelServing
 from tasks import sglang
+from tasks.http_client import http
 from tasks.model_files import tensor_checksums
 from tasks.sglang import ModelServer, ModelServerError, ModelServerGoneError
-from tasks.sglang_http import http
 from tests.tasks.modelling import (
     INSTANCE,
     a_request,
