@@ -170,6 +170,7 @@ class Worker(Part):
         if self.process:
             self.process.stop(timeout_s=20)
             self.process = None
+        processes.end_marked(self.directory)  # a flow run leads a session of its own
 
     def kill(self) -> None:
         """End the worker as a power cut would; flow runs that it has started go on."""

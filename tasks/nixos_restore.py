@@ -88,9 +88,11 @@ def _restore(instance: Instance, step: RestoreSystem, *, deployment: str, deadli
         # the boot loader's default cannot be read: where another may have been set, it is set again
         must_tell = restore_generation(instance, step) or has_newer(instance, step)
         fault = _restore_default(instance, step, deployment) if must_tell else ""
-        with _unless(fault):
+        with _besides(fault):
             _activate_recorded(instance, step, deployment=deployment, deadline=deadline)
             _prove(instance, step, deadline)
+        if fault:
+            _tell_again(instance, step, deployment)
         _note_restored(instance, step)
     except HostUnreachableError as error:
         raise _CutOffError(str(error)) from error
@@ -101,17 +103,21 @@ def _restore(instance: Instance, step: RestoreSystem, *, deployment: str, deadli
         raise
 
 
+def _tell_again(instance: Instance, step: RestoreSystem, deployment: str) -> None:
+    """Tell the boot loader once more: what refused it may be over, such as a shutdown that was called off."""
+    if fault := _restore_default(instance, step, deployment):
+        raise UndoFailedError(fault)
+
+
 @contextmanager
-def _unless(fault: str) -> Iterator[None]:
-    """Do what is left to do, and then fail all the same; if that fails too, both are told."""
+def _besides(fault: str) -> Iterator[None]:
+    """Do what is left to do, whatever the fault before; if that fails too, both are told."""
     try:
         yield
     except UndoFailedError as error:
         if not fault:
             raise
         raise UndoFailedError(f"{error} Besides, {fault}") from error
-    if fault:
-        raise UndoFailedError(fault)
 
 
 def _shuts_down(instance: Instance) -> bool:

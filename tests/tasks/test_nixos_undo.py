@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -119,29 +118,41 @@ def with_programs(lab: LabNixos, directory: Path, **texts: str) -> Instance:
     return instance.model_copy(update={"nixos": instance.nixos_host.model_copy(update={"places": moved})})
 
 
-def removed_in(seconds: float, file: Path) -> Callable[[], None]:
-    """Have a file go after a while; what is returned waits for that."""
-    file.touch()
-    timer = threading.Timer(seconds, file.unlink)
-    timer.start()
-    return timer.join
-
-
 def test_a_host_that_is_shutting_down_is_waited_for(lab, before, tmp_path):
     back, goes_down = recorded(lab), tmp_path / "goes-down"
     switch(lab, lab.build(HOST))
+    goes_down.write_text("xx")  # as often as it is asked; then it is up again
     # as systemd is between the order to reboot and the end of the last service
     systemctl = (
         f'[ -e {goes_down} ] || exec "$real" "$@"\n'
-        'case "$1" in is-system-running) echo stopping; exit 1;; list-units) exec "$real" "$@";; esac\n'
+        'case "$1" in list-units) exec "$real" "$@";; is-system-running)\n'
+        f'  case "$(cat {goes_down})" in x) rm {goes_down};; *) printf x >{goes_down};; esac\n'
+        "  echo stopping; exit 1;;\n"
+        "esac\n"
         'echo "Transaction is destructive" >&2; exit 1'
     )
     systemd_run = f'[ -e {goes_down} ] || exec "$real" "$@"\necho "Transaction is destructive" >&2; exit 1'
     instance = with_programs(lab, tmp_path / "programs", systemctl=systemctl, systemd_run=systemd_run)
     arm(lab)
-    wait = removed_in(6, goes_down)
     restore_system(instance, back, deployment=DEPLOYMENT, settings=SETTINGS)
-    wait()
+    assert not goes_down.exists()
+    disarm_guard(instance, deployment=DEPLOYMENT)
+    assert changes(before, lab) == {}
+
+
+def test_a_boot_loader_that_refuses_once_is_told_again(lab, before, tmp_path):
+    back, refuses = recorded(lab), tmp_path / "refuses"
+    switch(lab, lab.build(HOST))
+    refuses.touch()
+    # the first that is asked for is the boot loader
+    systemd_run = (
+        f'[ ! -e {refuses} ] || {{ rm {refuses}; echo "Transaction is destructive" >&2; exit 1; }}\n'
+        'exec "$real" "$@"'
+    )
+    instance = with_programs(lab, tmp_path / "programs", systemd_run=systemd_run)
+    arm(lab)
+    restore_system(instance, back, deployment=DEPLOYMENT, settings=SETTINGS)
+    assert not refuses.exists()
     disarm_guard(instance, deployment=DEPLOYMENT)
     assert changes(before, lab) == {}
 
