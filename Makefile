@@ -15,7 +15,7 @@ demo: setup  ## show it: a small production on this machine, deployed to, broken
 	@$(python) -m lab.demo $(if $(KEEP),--keep)
 
 test: setup  ## run all tests, the crash tests too
-	@$(python) -m pytest -n 2 --dist loadgroup
+	@$(python) -m pytest -n 2 --dist loadgroup $(if $(CI),--reruns 1 -rR)
 
 test-sglang: setup  ## run the tests against the real SGLang on the CPU; the first time it is installed, 1.7 GB
 	@SGLANG_REAL=1 $(python) -m pytest -n 0 tests/sglang_real tests/flows/test_sglang_model.py
