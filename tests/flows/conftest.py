@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -14,6 +15,19 @@ from tests.flows.caller import Caller
 from tests.flows.site import Site
 
 _POOL = "sovereign"
+_MONITOR = "monitor/monitor"
+#: What makes a Prefect deployment, of all that its API says of one.
+_MADE_OF = {
+    "name",
+    "flow_id",
+    "entrypoint",
+    "path",
+    "pull_steps",
+    "work_pool_name",
+    "work_queue_name",
+    "parameter_openapi_schema",
+    "tags",
+}
 
 #: The site of the last test, if any.
 Kept = list[Site]
@@ -76,8 +90,31 @@ def worker(
         yield running
 
 
+@pytest.fixture(scope="session")
+def _monitor(worker: Worker) -> dict[str, Any]:
+    """Prefect's deployment of the flow `monitor`, taken away: what makes it.
+
+    The worker would watch whatever is promoted, also by tests that have none, for a quarter of an hour each.
+    """
+    with httpx.Client(base_url=worker.environment["PREFECT_API_URL"], timeout=10) as http:
+        found: dict[str, Any] = http.get(f"/deployments/name/{_MONITOR}").raise_for_status().json()
+        http.delete(f"/deployments/{found['id']}").raise_for_status()
+    return {name: found[name] for name in _MADE_OF}
+
+
 @pytest.fixture
-def caller(site: Site, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Caller]:
+def monitored(caller: Caller, _monitor: dict[str, Any]) -> Iterator[None]:
+    """Have the worker watch what is promoted."""
+    made = caller.site.ask("POST", "deployments/", _monitor).raise_for_status().json()["id"]
+    yield
+    caller.end_monitoring()
+    caller.site.ask("DELETE", f"deployments/{made}").raise_for_status()
+
+
+@pytest.fixture
+def caller(
+    site: Site, worker: Worker, _monitor: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> Caller:
     """A caller of a site whose deployments the worker runs. Its `recover` runs when a test wants it to."""
     monkeypatch.setattr(Site, "journal_dir", worker.directory / "journal")
     caller = Caller(site, worker)
@@ -87,5 +124,4 @@ def caller(site: Site, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Itera
         site.ask("PATCH", path, {"active": False}).raise_for_status()
     if worker.process is None:
         worker.start()
-    yield caller
-    caller.end_monitoring()
+    return caller

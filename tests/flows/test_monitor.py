@@ -45,12 +45,16 @@ def watched(site: Site, workers: list[Worker]) -> Iterator[Site]:
     for worker in workers:
         worker.stop()
     save(SHORT)
+    made = []
     for name in ("monitor", "delayed-roll-back"):
         if site.ask("GET", f"deployments/name/{name}/{name}").is_success:
             continue
         flow = site.ask("POST", "flows/", {"name": name}).json()["id"]
-        site.ask("POST", "deployments/", {"name": name, "flow_id": flow}).raise_for_status()
+        of_flow = {"name": name, "flow_id": flow}
+        made.append(site.ask("POST", "deployments/", of_flow).raise_for_status().json()["id"])
     yield site
+    for one in made:  # with it each promotion schedules 96 runs
+        site.ask("DELETE", f"deployments/{one}").raise_for_status()
     with PrefectApi(site.settings()) as api:
         for view in site.views():
             cancel_monitoring(api, view.opened.deployment)
@@ -244,7 +248,7 @@ def test_a_run_that_begins_late_looks_once_over_all_that_was_missed(watched: Sit
 
 
 def test_a_killed_run_is_continued_by_the_next(watched: Site) -> None:
-    save(SHORT.model_copy(update={"every_s": 12, "for_s": 24}))  # long enough to be killed in
+    save(SHORT.model_copy(update={"every_s": 20, "for_s": 22}))  # long enough to be killed in
     view = promoted(watched)
     process = watched.run("flows.monitor.monitor", {"deployment": view.opened.deployment, "number": 0})
     (journal,) = journals(watched.journal_dir)

@@ -28,6 +28,8 @@ from tests.flows.caller import Caller
 from tests.flows.site import EASY, PATIENCE_S, Site
 from tests.requirements import need
 
+#: One worker of Prefect is enough for all processes of a session.
+pytestmark = pytest.mark.xdist_group("worker")
 #: 24 hours in two minutes: each run watches its window as it would for real.
 SHORT = Monitoring(every_s=20, for_s=120, probe_every_s=1, min_requests=20)
 STAGED = Monitoring(every_s=1, for_s=1, probe_every_s=0.5)
@@ -92,6 +94,7 @@ def deployed(caller: Caller, sent: dict[str, Any]) -> str:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("monitored")
 def test_the_whole_way_of_a_production_deployment_whose_release_turns_bad_later(
     caller: Caller, staging: LabApplication, surroundings: LabSurroundings
 ) -> None:

@@ -17,6 +17,8 @@ from tests.flows.caller import Caller
 from tests.flows.site import EASY, ENDLESS, PATIENCE_S
 from triggers.register import SILENT_RUNS
 
+#: One worker of Prefect is enough for all processes of a session.
+pytestmark = pytest.mark.xdist_group("worker")
 QUICK = Canary(steps_percent=(50, 100), watch=Watching(tick_s=0.2, deadline_s=30, limits=EASY))
 
 
