@@ -45,7 +45,8 @@ install_packages() {
 missing_packages() {
     for wanted in ssh:openssh-client sshd:openssh-server socat:socat setpriv:util-linux nix-store:nix-bin \
         systemd-nspawn:systemd-container prometheus:prometheus prometheus-alertmanager:prometheus-alertmanager \
-        prometheus-node-exporter:prometheus-node-exporter restic:restic zfs-fuse:zfs-fuse mkfs.btrfs:btrfs-progs
+        prometheus-node-exporter:prometheus-node-exporter restic:restic zfs-fuse:zfs-fuse mkfs.btrfs:btrfs-progs \
+        curl:curl jq:jq git:git
     do
         PATH="$PATH:/usr/sbin:/sbin" command -v "${wanted%%:*}" >/dev/null || printf '%s ' "${wanted#*:}"
     done
