@@ -7,7 +7,7 @@ from typing import ClassVar, cast
 from prefect.blocks.core import Block
 from pydantic import BaseModel, ConfigDict, Field
 
-from blocks.haproxy import load_route
+from blocks.balancer import load_route
 from blocks.host import address_of
 from rules.fleet import (
     CommandService,
@@ -44,8 +44,10 @@ class Application(Block):
     _description: ClassVar[str] = "Instances of an application, and the balancer before them."
 
     members: list[Member] = Field(min_length=1, description="the instances")
-    balancer: str = Field(default="", description="name of a HAProxy block; empty: no balancer")
-    route: str = Field(default="", description="key of this application in the balancer's route map")
+    balancer: str = Field(
+        default="", description="name of a balancer's block (HAProxy, nginx, HTTP); empty: none"
+    )
+    route: str = Field(default="", description="name of this application's route in the balancer")
     smoke_tests: list[SmokeTest] = Field(
         default_factory=list, description="requests each new instance must answer"
     )

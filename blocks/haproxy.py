@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from prefect.blocks.core import Block
 from pydantic import Field
 
-from blocks.host import address_of
 from rules.hosts import HostAddress
-from rules.traffic import HaproxyAddress, Route
+from rules.traffic import HaproxyAddress
 
 
 class HAProxy(Block):
@@ -51,15 +48,3 @@ class HAProxy(Block):
             host=host,
             timeout_s=self.timeout_s,
         )
-
-
-def load_route(balancer: str, key: str) -> Route | None:
-    """Return the route of this key through the HAProxy block of this name; an empty name: there is none.
-
-    Raises:
-        ValueError: there is no such block, or it names a host that does not exist.
-    """
-    if not balancer:
-        return None
-    block = cast("HAProxy", HAProxy.load(balancer))
-    return Route(balancer=block.data(address_of(block.host)), key=key)

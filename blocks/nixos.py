@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, cast
 from prefect.blocks.core import Block
 from pydantic import BaseModel, ConfigDict, Field
 
-from blocks.haproxy import load_route
+from blocks.balancer import load_route
 from blocks.host import address_of
 from rules.errors import InvalidRequestError
 from rules.fleet import Fleet, HostService, Instance, NixProfile
@@ -63,7 +63,9 @@ class SovereignNixosHosts(Block):
     _description: ClassVar[str] = "NixOS hosts whose whole system is deployed, and the balancer before them."
 
     hosts: list[NixosMember] = Field(min_length=1, description="the hosts")
-    balancer: str = Field(default="", description="name of a HAProxy block; empty: no balancer")
+    balancer: str = Field(
+        default="", description="name of a balancer's block (HAProxy, nginx, HTTP); empty: none"
+    )
     route: str = Field(
         default="", description="key of these hosts in the balancer's route map; empty: the block's name"
     )

@@ -7,7 +7,7 @@ from typing import ClassVar, cast
 from prefect.blocks.core import Block
 from pydantic import BaseModel, ConfigDict, Field
 
-from blocks.haproxy import load_route
+from blocks.balancer import load_route
 from blocks.host import address_of
 from rules.fleet import (
     CommandService,
@@ -51,8 +51,10 @@ class SovereignModel(Block):
     _description: ClassVar[str] = "SGLang servers of one model, and the balancer before them."
 
     servers: list[ModelServer] = Field(min_length=1, description="the servers")
-    balancer: str = Field(default="", description="name of a HAProxy block; empty: no balancer")
-    route: str = Field(default="", description="key of this model in the balancer's route map")
+    balancer: str = Field(
+        default="", description="name of a balancer's block (HAProxy, nginx, HTTP); empty: none"
+    )
+    route: str = Field(default="", description="name of this model's route in the balancer")
     flags: dict[str, FlagValue] = Field(
         default_factory=dict, description="the server's flags of every release, such as context-length"
     )

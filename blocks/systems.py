@@ -8,12 +8,13 @@ from blocks.ipfs import load_content
 from blocks.nixos import load_nixos_hosts
 from blocks.ray_cluster import load_ray_cluster
 from blocks.sglang import load_model
-from rules.change import ApplicationRelease, Change, IndexChange, ModelRelease, RayRelease, SchemaChange
+from rules.change import ApplicationRelease, IndexChange, ModelRelease, RayRelease, SchemaChange
 from rules.content_change import ContentRelease
 from rules.database import Database
 from rules.fleet import NOBODY, Fleet
 from rules.frozen import Frozen
 from rules.ipfs import IpfsContent
+from rules.release import Deployed, Release
 from rules.system_change import SystemRelease
 
 
@@ -26,7 +27,7 @@ class Systems(Frozen):
     users: tuple[Fleet, ...] = ()
 
 
-def load_systems(change: Change) -> Systems:
+def load_systems(change: Deployed) -> Systems:
     """Return all systems that a change is about, as plain values without a secret.
 
     Raises:
@@ -51,3 +52,5 @@ def load_systems(change: Change) -> Systems:
             return Systems(fleet=fleet, database=load_database(change.database), users=users)
         case IndexChange():
             return Systems(fleet=fleet, database=load_database(change.database))
+        case Release():
+            return Systems(fleet=NOBODY)  # each component names its own

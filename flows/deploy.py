@@ -19,21 +19,23 @@ from flows.nixos_system import update_systems
 from flows.pgvector_index import update_index
 from flows.postgres_schema import update_schema
 from flows.ray_node import update_ray_nodes
-from flows.rollout import OPEN, ended_with_nothing_to_do, keep_plan, opening
+from flows.rollout import OPEN, PART, ended_with_nothing_to_do, keep_plan, opening
 from flows.sglang_model import update_model
 from flows.update import TIMEOUT_S
 from rules.baseline import Baseline, Comparison, compare
 from rules.change import ApplicationRelease, IndexChange, ModelRelease, RayRelease, SchemaChange
 from rules.checklist import Attestation, Waiver
 from rules.content_change import ContentRelease
-from rules.entries import Compared, Decided, Gated, Measured, Opened
-from rules.errors import GateBlockedError, StepFailedError
+from rules.entries import Approved, Compared, Decided, Gated, Measured, Opened
+from rules.errors import GateBlockedError, InvalidRequestError, StepFailedError
 from rules.evidence.sources import Evidence
 from rules.frozen import slug
 from rules.judge_metrics import unanswered
 from rules.message import Event
 from rules.plan import Plan
 from rules.record import DeploymentRecord, checklist_page, plan_page, record_of
+from rules.release import Release
+from rules.release_plan import same_steps
 from rules.request import Papers
 from rules.strategy import BlueGreen, Canary, InPlace, Rolling
 from rules.system_change import SystemRelease
@@ -113,7 +115,7 @@ def deploy(  # noqa: PLR0917 - the fields of the run form
         if ended_with_nothing_to_do(deployment, plan):
             return record_of(deployment.journal.read())
         _gate(deployment, plan, services, papers=papers)
-        approve(deployment, plan, services)
+        _approve(deployment, plan, services)
         before = _measure(deployment, services)
         backups(deployment, services)
         tell(deployment.journal.read(), services, Event.STARTED)
@@ -165,6 +167,16 @@ def _gate(deployment: OpenDeployment, plan: Plan, services: Services, *, papers:
         )
 
 
+def _approve(deployment: OpenDeployment, plan: Plan, services: Services) -> None:
+    """Wait for a person's word, unless this plan was approved with the release that it is part of."""
+    part, whole = PART.get(), deployment.whole
+    word = whole.journal.read().approval if whole else None
+    if part and word and part.seen and same_steps(part.seen, plan):
+        deployment.keep(Approved(by=word.by, words=f"with {part.release}: {word.words}".rstrip(": ")))
+        return
+    approve(deployment, plan, services)
+
+
 def _measure(deployment: OpenDeployment, services: Services) -> Baseline:
     """Measure before the rollout; the same window length is measured after it."""
     environment = deployment.opened.environment
@@ -213,6 +225,8 @@ def _roll_out(deployment: OpenDeployment, plan: Plan) -> None:
                 update_systems(plan.change, plan.strategy)
             case ContentRelease():
                 update_content(plan.change)
+            case Release():
+                raise InvalidRequestError("A release of several components is deployed by the flow release.")
             case unknown:
                 assert_never(unknown)
     finally:

@@ -15,6 +15,7 @@ from typing import Any
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
 
+from flows.rollout import PART
 from rules.entries import Opened
 from rules.errors import CutOffError, DeployError, FencedError, GateBlockedError
 from rules.record import record_of
@@ -48,7 +49,9 @@ def guarded(opened: Opened, settings: Settings, services: Services | None = None
         GateBlockedError: the checklist did not allow it; nothing was changed.
         TakenBackError: it was taken back, or could not be; the message says which.
     """
+    part = PART.get()
     with PrefectApi(settings) as api, open_deployment(opened, api, settings) as deployment:
+        deployment.whole = part.whole if part else None
         try:
             with taken_back_on_failure(deployment):
                 yield deployment
@@ -88,10 +91,18 @@ def _take_back(deployment: OpenDeployment, error: BaseException) -> None:
         log.warning("%s stays promoted; only its book-keeping was cut short: %r", deployment.name, error)
         return
     with undisturbed():
-        try:
-            deployment.roll_back(cause_of(error))
-        except (FencedError, CutOffError, TimeoutError) as stopped:
-            log.warning("%s is left to another process: %s", deployment.name, stopped)
+        cause = cause_of(error)
+        _roll_back(deployment, cause)
+        if deployment.whole:
+            # at once, and not when Prefect has heard of this one's failure: it may be away
+            _roll_back(deployment.whole, f"{deployment.name} failed: {cause}")
+
+
+def _roll_back(deployment: OpenDeployment, cause: str) -> None:
+    try:
+        deployment.roll_back(cause)
+    except (FencedError, CutOffError, TimeoutError) as stopped:
+        log.warning("%s is left to another process: %s", deployment.name, stopped)
 
 
 def _in_words(deployment: OpenDeployment) -> str:

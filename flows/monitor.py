@@ -23,6 +23,7 @@ from tasks.monitoring import append_mirrored, cancel_monitoring
 from tasks.prefect_api import PrefectApi
 from tasks.proposal import propose_rollback
 from tasks.recover import recover
+from tasks.release_settle import is_armed_release
 from tasks.services import Services
 from tasks.settings import Settings
 
@@ -91,6 +92,8 @@ def _watch(
     elif verdict.action == "immediate":
         propose(verdict)
     elif verdict.action in ("fine", "warn") and _is_last(journal.read(), window):
+        if is_armed_release(journal.read().opened.part_of, settings):
+            return words  # a release's components are completed together, by `recover`
         _complete(journal, services, api=api, settings=settings)
     return words
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
+from typing import NamedTuple
 
 from prefect import get_run_logger, runtime
 
 from blocks.systems import load_systems
-from rules.change import Change
 from rules.entries import Opened
 from rules.environment import Environment
 from rules.errors import StepFailedError
 from rules.frozen import slug
 from rules.plan import Plan, applied
+from rules.release import Deployed, Release
 from rules.strategy import Strategy
 from tasks.deployment import OpenDeployment
 from tasks.observed import differences_from_promised
@@ -25,19 +26,39 @@ from tasks.steps import perform
 OPEN: ContextVar[OpenDeployment | None] = ContextVar("open_deployment", default=None)
 
 
+class Part(NamedTuple):
+    """What a deployment gets from the release that it is a component of, in the same process.
+
+    `deployment` is its own id, `release` that of the release. `whole` is None where the release only looks
+    ahead; `seen` is the plan that a person approves with the release, None where it is made later.
+    """
+
+    deployment: str
+    release: str
+    whole: OpenDeployment | None
+    seen: Plan | None
+
+
+#: Set by a release around the deployment of each of its components.
+PART: ContextVar[Part | None] = ContextVar("part", default=None)
+
+
 def opening(
-    change: Change, strategy: Strategy, settings: Settings, *, environment: Environment | None = None
+    change: Deployed, strategy: Strategy, settings: Settings, *, environment: Environment | None = None
 ) -> Opened:
     """Return the opening entry for this flow run's deployment, with all that it is about.
 
     Raises:
         ValueError: the change names a block that does not exist.
     """
-    run_id, systems = str(runtime.flow_run.id), load_systems(change)
+    run_id, systems, part = str(runtime.flow_run.id), load_systems(change), PART.get()
     attempt = runtime.flow_run.run_count
     again = f"-{attempt}" if attempt > 1 else ""  # a run that a person retries is a fresh attempt
+    own = f"{slug(change.subject)}-{slug(change.release)[:32].rstrip('-')}-{run_id[:8]}{again}"
     return Opened(
-        deployment=f"{slug(change.subject)}-{slug(change.release)[:32].rstrip('-')}-{run_id[:8]}{again}",
+        deployment=part.deployment if part else own,
+        part_of=part.release if part else "",
+        holds=change.holds if isinstance(change, Release) else (),
         target=change.target,
         component=change.component,
         flow_run_id=run_id,

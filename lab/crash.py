@@ -47,6 +47,7 @@ _STRATEGIES = {
     "ray_node": ("in_place", "rolling", "scale"),
     "nixos_system": ("in_place", "rolling", "reboot"),
     "ipfs_content": ("in_place",),
+    "release": ("failing", "promoted"),
 }
 
 
@@ -122,13 +123,18 @@ def _points(kinds: list[str]) -> list[Point]:
 
 
 def _rehearse(lab: CrashLab, journal: Path) -> list[str]:
-    """Deploy once without a crash; return the kinds of the journal's entries."""
+    """Deploy once without a crash; return the kinds of the journal's entries, of all journals together."""
     _use_journal(journal)
     status = _in_child(lambda: _deploy(lab))
     if status != 0:
         raise RuntimeError(f"the deployment that should go well ended with {status}; see {journal}")
-    (path,) = journal.glob("[!.]*/journal.jsonl")
-    return [json.loads(line)["entry"] for line in path.read_text().splitlines()]
+    # a release has a journal for each of its components: one process writes all, so their times are in order
+    lines = [
+        json.loads(line)
+        for path in journal.glob("[!.]*/journal.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    return [line["entry"] for line in sorted(lines, key=lambda line: str(line["at"]))]
 
 
 def _try_point(
@@ -142,14 +148,16 @@ def _try_point(
         _in_child(lambda: _recover_and_die(delay_s))
     _in_child(_recover)
     _in_child(_recover)  # a second one must find nothing to do
-    states = _states(journal)
+    states, of_parts = _states(journal)
     wanted = after if "promoted" in states else before
     left = lab.snapshot()
-    fine = left == wanted and not set(states) & {"running", "rolling_back", "rollback_failed"}
+    ended = not {*states, *of_parts} & {"running", "rolling_back", "rollback_failed"}
+    fine = left == wanted and ended and ("promoted" in states or "promoted" not in of_parts)
     if fine and status == -signal.SIGKILL:
         report.recovered += 1
     else:
         failure = {"entry": point.entry, "moment": point.moment, "status": status, "states": states}
+        failure["of_parts"] = of_parts
         report.failures.append({**failure, "left": left, "wanted": wanted})
     if "promoted" in states:
         _take_back(journal)
@@ -245,20 +253,28 @@ def _take_back(journal: Path) -> None:
 
 
 def _roll_back(journal: Path) -> None:
-    from tasks.recover import roll_back_by_person  # noqa: PLC0415 - only the child talks to Prefect
+    from tasks.journal import JournalFile  # noqa: PLC0415 - only the child talks to Prefect
+    from tasks.recover import roll_back_by_person  # noqa: PLC0415
     from tasks.settings import Settings  # noqa: PLC0415
 
     for path in journal.glob("[!.]*"):
+        if JournalFile(journal, path.name).read().opened.part_of:
+            continue  # it goes back with its release
         view = roll_back_by_person(path.name, reason="lab.crash goes on", settings=Settings())
         if view.state not in ("rolled_back", "aborted"):
             raise RuntimeError(f"{path.name} is {view.state}: {view.reason}")
 
 
-def _states(journal: Path) -> list[str]:
+def _states(journal: Path) -> tuple[list[str], list[str]]:
+    """Return the states of the deployments, and of those that are components of one."""
     from rules.entries import parse  # noqa: PLC0415
     from rules.journal import view  # noqa: PLC0415
 
-    return [view(parse(path.read_bytes())).state for path in journal.glob("[!.]*/journal.jsonl")]
+    views = [view(parse(path.read_bytes())) for path in journal.glob("[!.]*/journal.jsonl")]
+    return (
+        [one.state for one in views if not one.opened.part_of],
+        [one.state for one in views if one.opened.part_of],
+    )
 
 
 def _use_journal(directory: Path) -> None:
@@ -293,7 +309,7 @@ def _become_client_of(server: PrefectServer) -> None:
     os.environ["SOVEREIGN_BASELINE_S"] = "0.2"
     os.environ["PREFECT_LOGGING_LEVEL"] = "CRITICAL"
     os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
-    importlib.import_module("flows.deploy")
+    importlib.import_module("flows.release")
     gc.collect()
     gc.freeze()  # what is imported is never collected, so that forks share its memory instead of copying it
 

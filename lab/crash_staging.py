@@ -15,7 +15,7 @@ from rules.evidence.sources import Evidence
 
 ENVIRONMENT = "crash"
 #: Two runs, far enough away not to begin while a point is tried.
-_MONITORING = Monitoring(every_s=43_200, for_s=86_400)
+MONITORING = Monitoring(every_s=43_200, for_s=86_400)
 
 
 class Staging:
@@ -42,7 +42,7 @@ class Staging:
         from blocks.environment import Environment  # noqa: PLC0415 - only a child talks to Prefect
 
         limits = GateLimits(sops_recipients=(self._evidence.key.recipient,))
-        Environment(stage=Stage.STAGING, limits=limits, monitoring=_MONITORING, backups=list(backups)).save(
+        Environment(stage=Stage.STAGING, limits=limits, monitoring=MONITORING, backups=list(backups)).save(
             ENVIRONMENT, overwrite=True
         )
         flow = self._ask("POST", "flows/", {"name": "monitor"})["id"]

@@ -95,14 +95,13 @@ def save_blocks(fleet: Fleet) -> None:
 def _save_balancer(fleet: Fleet) -> str:
     """Save the block of a fleet's balancer; return its name, or nothing where there is none."""
     # Prefect reads its settings when it is imported: not before somebody asks for it
-    from blocks.haproxy import HAProxy  # noqa: PLC0415
+    from lab.balancers import save_balancer  # noqa: PLC0415
 
     if fleet.route is None:
         return ""
-    name, address = f"{fleet.application}-balancer", fleet.route.balancer
-    HAProxy(socket=address.socket, route_map=address.route_map, server_state=address.server_state).save(
-        name, overwrite=True
-    )
+    # of one name there may be one kind only
+    name = f"{fleet.application}-{fleet.route.balancer.balancer.replace('_', '-')}"
+    save_balancer(name, fleet.route.balancer)
     return name
 
 

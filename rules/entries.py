@@ -62,6 +62,11 @@ class Opened(Stamped):
         default=None, description="the deployment whose failed rollback this repeats"
     )
 
+    part_of: str = Field(default="", description="the release that it is a component of; empty: none")
+    holds: tuple[str, ...] = Field(
+        default=(), description="of a release: the targets that nobody else may deploy to meanwhile"
+    )
+
     @property
     def changed_database(self) -> Database:
         """The database that is changed.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from rules.change import Change
 from rules.finding import Finding
 from rules.fleet import Fleet, FleetState
+from rules.release import Deployed
 from rules.rollout import serving
 
 
-def fleet_findings(change: Change, fleet: Fleet, before: FleetState) -> dict[str, Finding]:
+def fleet_findings(change: Deployed, fleet: Fleet, before: FleetState) -> dict[str, Finding]:
     """Return the findings for `instances-healthy`, `balancer-ready` and `rollback-plan`.
 
     Args:
@@ -54,7 +54,7 @@ def _balancer_ready(fleet: Fleet, before: FleetState, names: tuple[str, ...]) ->
     return Finding.judged(words, ok=not out)
 
 
-def _rollback_target(change: Change, before: FleetState, names: tuple[str, ...]) -> Finding:
+def _rollback_target(change: Deployed, before: FleetState, names: tuple[str, ...]) -> Finding:
     """What a rollback returns to must be alive: the instances that serve users now, on a known release."""
     states = {name: before.instances[name] for name in names}
     bad = sorted(name for name, state in states.items() if state.running is None or state.release is None)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from pydantic import Field
+
 from rules.content_actions import SetReferences
 from rules.entries import Decided
 from rules.frozen import Frozen, Ratio
@@ -11,6 +13,7 @@ from rules.journal import JournalView
 from rules.model_actions import HotSwap
 from rules.nixos_actions import ActivateSystem, RebootHost, SwitchSystem
 from rules.plan import Action, DrainServer, Plan, RejoinServer, RestartService, SetTraffic
+from rules.release import Release
 from rules.rollout import serving
 from rules.traffic import Counts, Traffic
 from rules.verdict import Outcome
@@ -52,10 +55,13 @@ class Reach(Frozen):
     impact: Impact
     share: Ratio | None
     answers: Counts
+    is_of_parts: bool = Field(default=False, description="a release: each component says so for itself")
 
     @property
     def in_words(self) -> str:
         """The same for people."""
+        if self.is_of_parts:
+            return "What users have noticed is told by the deployments of its components."
         if self.share == 0:
             return "No user was sent to what was deployed."
         reached = "An unknown part" if self.share is None else f"Up to {self.share:.0%}"
@@ -68,6 +74,9 @@ class Reach(Frozen):
 
 def reach(view: JournalView) -> Reach:
     """Return how far a deployment that did not go through has reached its users."""
+    if view.plan and isinstance(view.plan.change, Release):
+        nothing = Counts()
+        return Reach(scope=Scope.NOBODY, impact=Impact.NONE, share=None, answers=nothing, is_of_parts=True)
     share, answers = _share(view), _bad_answers(view)
     if view.state == "rollback_failed" and share == 0:
         # users were never sent there, but the target is between two states and locked

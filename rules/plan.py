@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rules.change import Change, FleetChange
+from rules.change import FleetChange
 from rules.content_actions import ContentAction, UnpinOld, content_applied
 from rules.database import DatabaseState
 from rules.database_plan import DatabaseAction, DropOldIndex, database_applied
@@ -20,6 +20,8 @@ from rules.ipfs import ContentState
 from rules.model_actions import HotSwap, ModelAction
 from rules.nixos_actions import ActivateSystem, NixosAction, RebootHost, ReleaseRoots, SwitchSystem
 from rules.ray_actions import RayAction, StopService
+from rules.release import Deployed, Release
+from rules.release_actions import DeployComponent
 from rules.strategy import BlueGreen, Canary, CanaryLimits, InPlace, Rolling, Watching
 from rules.traffic import ProxyName, Traffic
 from rules.undo import AnyUndoStep
@@ -127,7 +129,9 @@ FleetAction = (
     | WatchSide
     | ObserveBatch
 )
-Action = FleetAction | ModelAction | RayAction | NixosAction | DatabaseAction | ContentAction
+Action = (
+    FleetAction | ModelAction | RayAction | NixosAction | DatabaseAction | ContentAction | DeployComponent
+)
 #: What is done once the undo of a deployment is disarmed.
 Finish = DropOldIndex | ReleaseRoots | UnpinOld
 
@@ -145,7 +149,7 @@ class Step(Frozen):
 class Plan(Frozen):
     """A rollout: the state it starts from, its steps, and the state it promises."""
 
-    change: Change
+    change: Deployed
     strategy: Annotated[InPlace | BlueGreen | Canary | Rolling, Field(discriminator="strategy")]
     before: FleetState = Field(description="of the application that is changed, or whose users are watched")
     database: DatabaseState | None = Field(default=None, description="the same of the database, if any")
@@ -155,6 +159,11 @@ class Plan(Frozen):
         default=(), description="done once its undo is disarmed: nothing needs what is removed any more"
     )
     notes: tuple[str, ...] = Field(default=(), description="what people should know before they approve it")
+
+    @property
+    def how(self) -> str:
+        """How it is rolled out, in a word."""
+        return "in_order" if isinstance(self.change, Release) else self.strategy.strategy
 
     @property
     def after(self) -> FleetState:
@@ -224,7 +233,7 @@ class Plan(Frozen):
         return tuple(step.interrupts for step in self.steps if step.interrupts)
 
 
-def applied(state: FleetState, action: Action, change: Change) -> FleetState:
+def applied(state: FleetState, action: Action, change: Deployed) -> FleetState:
     """Return the fleet's state after `action`: the meaning of each action, without the effect."""
     match action:
         case SetTraffic():
@@ -239,7 +248,9 @@ def applied(state: FleetState, action: Action, change: Change) -> FleetState:
             return _instance_applied(state, action, change)
         case ActivateSystem() | SwitchSystem() | RebootHost():
             return _with_instance(state, action.instance, _system_applied(action))
-        case _:  # it only looks, or concerns a database or content: see database_applied, content_applied
+        # it only looks, or concerns what is no fleet: see database_applied, content_applied; a release's
+        # component has a plan of its own
+        case _:
             return state
 
 

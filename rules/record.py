@@ -34,6 +34,8 @@ from rules.frozen import Frozen
 from rules.journal import JournalView
 from rules.markdown import cell
 from rules.plan import Plan
+from rules.release import Release
+from rules.release_actions import DeployComponent
 
 _SHOWN_ROWS = 25
 
@@ -59,6 +61,13 @@ class DeploymentRecord(Frozen):
         default=None, description="monitoring runs that ended; None: an older record, which does not say"
     )
     left_to_undo: tuple[str, ...] = ()
+    part_of: str = Field(default="", description="the release that it is a component of; empty: none")
+    parts: tuple[str, ...] = Field(
+        default=(), description="of a release: the deployments of its components, in order"
+    )
+    later: tuple[str, ...] = Field(
+        default=(), description="of a release: components that are deployed after the bake, by themselves"
+    )
 
     @property
     def rolled_back_s(self) -> float | None:
@@ -76,7 +85,7 @@ def record_of(journal: JournalView) -> DeploymentRecord:
         target=journal.opened.target,
         component=journal.opened.component,
         release=plan.change.release if plan else "",
-        strategy=plan.strategy.strategy if plan else "",
+        strategy=plan.how if plan else "",
         environment=journal.opened.environment.name,
         stage=journal.opened.environment.stage,
         change_id=plan.change.id if plan else "",
@@ -88,7 +97,20 @@ def record_of(journal: JournalView) -> DeploymentRecord:
         rollback_began_at=journal.moved_at("rolling_back"),
         windows_watched=len(journal.monitored),
         left_to_undo=tuple(intent.undo.describe() for intent in journal.to_undo),
+        part_of=journal.opened.part_of,
+        parts=_parts(plan),
+        later=_later(plan),
     )
+
+
+def _parts(plan: Plan | None) -> tuple[str, ...]:
+    actions = (step.action for step in plan.steps) if plan else ()
+    return tuple(action.deployment for action in actions if isinstance(action, DeployComponent))
+
+
+def _later(plan: Plan | None) -> tuple[str, ...]:
+    change = plan.change if plan else None
+    return tuple(one.name for one in change.after_bake) if isinstance(change, Release) else ()
 
 
 def in_words(entry: Entry) -> str:
@@ -158,7 +180,7 @@ def plan_page(plan: Plan) -> str:
     notice = "; ".join(plan.interruptions) or "nothing"
     notes = [*_statements(plan), *(f"\n{note}" for note in plan.notes)]
     head = [
-        f"# {plan.change.target}: release {plan.change.release}, {plan.strategy.strategy}",
+        f"# {plan.change.target}: release {plan.change.release}, {plan.how}",
         "",
         f"Users will notice: {notice}.",
         "",
@@ -233,6 +255,12 @@ def record_page(journal: JournalView) -> str:
         "began": f"{record.started_at:%F %T} UTC",
         "took": f"{taken_s:.1f} s",
     }
+    if record.part_of:
+        rows["part of"] = record.part_of
+    if record.parts:
+        rows["components, in order"] = "; ".join(record.parts)
+    if record.later:
+        rows["deployed by themselves after the bake"] = "; ".join(record.later)
     if record.rolled_back_s is not None:
         rows["rolled back and verified in"] = f"{record.rolled_back_s:.1f} s"
     if record.left_to_undo and record.state == "rollback_failed":

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
+from rules.balancer_fit import refuse_unfit
 from rules.change import ApplicationRelease, FleetChange, NixStorePath, ReleaseArchive
 from rules.errors import InvalidRequestError
 from rules.fleet import Fleet, FleetState, Instance, ReleaseDirectory
@@ -64,8 +65,18 @@ def rolled_out(
     """Yield the steps of a strategy around those that bring one instance to the new `release`.
 
     Raises:
-        InvalidRequestError: this strategy makes no sense for this fleet in this state; says what would.
+        InvalidRequestError: this strategy makes no sense for this fleet in this state, or its balancer cannot
+            do it; says what would.
     """
+    for step in _rolled_out(strategy, fleet, before, update, release=release):
+        if fleet.route:
+            refuse_unfit(step.action, fleet.route)
+        yield step
+
+
+def _rolled_out(
+    strategy: Strategy, fleet: Fleet, before: FleetState, update: Update, *, release: str
+) -> Iterator[Step]:
     match strategy:
         case InPlace():
             yield from _in_place(strategy, fleet, before, update=update, release=release)

@@ -15,6 +15,7 @@ from rules.database_undo import DatabaseUndo, RemoveIndex, RestoreIndexNames, Re
 from rules.fleet import FleetState
 from rules.frozen import Frozen, Name, PositiveSeconds, ReleaseId
 from rules.nixos_actions import DisarmGuard, DropRoots, NixosUndo, RestoreChannel, RestoreSystem
+from rules.release_actions import TakeBackDeployment
 from rules.traffic import AdminState, Traffic
 
 
@@ -122,7 +123,7 @@ class RemoveRelease(Frozen):
 #: The undo steps that bring one instance back to what it had and ran.
 InstanceUndo = RestoreRelease | RestoreModel | RestoreNode | RestoreSystem
 FleetUndo = RestoreTraffic | RemoveRehearsal | RestoreServer | InstanceUndo | RemoveRelease | NixosUndo
-UndoStep = FleetUndo | DatabaseUndo | ContentUndo
+UndoStep = FleetUndo | DatabaseUndo | ContentUndo | TakeBackDeployment
 #: The same, parsed by its `undo` field.
 AnyUndoStep = Annotated[UndoStep, Field(discriminator="undo")]
 
@@ -130,7 +131,8 @@ AnyUndoStep = Annotated[UndoStep, Field(discriminator="undo")]
 def undone(state: FleetState, step: UndoStep) -> FleetState:
     """Return the fleet's state after `step`: the meaning of each undo step, without the effect.
 
-    What concerns a database or content leaves it as it is: see `database_undone`, `content_undone`.
+    What concerns a database or content leaves it as it is: see `database_undone`, `content_undone`. A
+    component of a release is taken back by its own deployment.
     """
     match step:
         case RestoreTraffic():
@@ -146,7 +148,7 @@ def undone(state: FleetState, step: UndoStep) -> FleetState:
             change = {"releases": kept}
         case RevertMigration() | RestoreSnapshot() | RemoveIndex() | RestoreIndexNames():
             return state
-        case UnpinContent() | RestoreReferences():
+        case UnpinContent() | RestoreReferences() | TakeBackDeployment():
             return state
     instance = state.instances[step.instance].model_copy(update=change)
     return state.model_copy(update={"instances": {**state.instances, step.instance: instance}})

@@ -17,6 +17,7 @@ from rules.incident import IncidentState, issue_comment
 from rules.journal import JournalView
 from rules.message import Event, message_of
 from rules.record import checklist_page
+from rules.release_states import release_of
 from tasks.exposition import expose
 from tasks.forgejo import close_issue, comment, open_issue
 from tasks.grafana import annotate
@@ -67,7 +68,7 @@ def after_end(
     known = services or services_of(view, api)
     if api:
         _attempt("the record", lambda: publish_record(api, view))
-        if view.intents:
+        if view.intents and release_of(view) is None:  # a release's components have one each
             _attempt("the final checklist", lambda: _publish_final(api, view))
     _attempt("the incident", lambda: _open_incident(view, api, known, settings=settings))
     event = _EVENTS.get(view.state)

@@ -27,7 +27,7 @@ from rules.latency import probe_readings
 from rules.prometheus import application_queries, declared_query, duration, exists_query, host_queries
 from rules.provider import ProviderError, QueryRefusedError
 from rules.traffic import Counts
-from tasks import haproxy
+from tasks import balancer
 from tasks.host_metrics import paths_by_host, read_hosts
 from tasks.probe import Probed, pause_between, probe_until
 from tasks.prometheus import query
@@ -184,13 +184,14 @@ class _TrafficWindow:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._live, self._earlier, self._began_s = "", Counts(), time.monotonic()
+        self._live, self._began_s = "", time.monotonic()
+        self._earlier: Counts | None = None
         self._error: BalancerError | None = None
         if fleet.route is None:
             return
         try:
-            self._live = haproxy.read_traffic(fleet.route).live
-            self._earlier = haproxy.counts(fleet.route.balancer, self._live)
+            self._live = balancer.read_traffic(fleet.route).live
+            self._earlier = balancer.counts(fleet.route, self._live)
         except BalancerError as error:
             self._error = error
 
@@ -201,22 +202,25 @@ class _TrafficWindow:
         return tuple(i.probe for i in instances if isinstance(i.probe, Probe))
 
     def readings(self) -> tuple[Reading, ...]:
-        """Return what users had since; nothing without a balancer."""
-        if self._fleet.route is None:
+        """Return what users had since; nothing without a balancer that counts."""
+        route = self._fleet.route
+        if route is None:
             return ()
         try:
             if self._error:
                 raise self._error
-            address = self._fleet.route.balancer
-            counted = haproxy.counts(address, self._live).since(self._earlier)
+            later = balancer.counts(route, self._live)
             elapsed_s = time.monotonic() - self._began_s
-            mean_s = haproxy.mean_response_s(address, self._live)
+            mean_s = balancer.mean_response_s(route, self._live)
         except BalancerError as error:
             return _failed(_TRAFFIC, "balancer", error)
+        if later is None or self._earlier is None:
+            return ()
+        counted = later.since(self._earlier)
         values = (
             counted.error_ratio,
             counted.requests / elapsed_s,
-            mean_s if counted.requests else None,  # HAProxy's mean may be of requests long before
+            mean_s if counted.requests else None,  # the mean may be of requests long before
         )
         note = f"{self._live}: {counted.requests} requests, {counted.errors} errors"
         return tuple(

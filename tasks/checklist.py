@@ -31,10 +31,11 @@ from rules.history import completed_in_staging
 from rules.items import GUIDE, RELEASE
 from rules.message import Event, message_of
 from rules.plan import Plan
+from rules.release import Release
 from rules.request import Papers
 from rules.strategy_checklist import STRATEGY_ITEMS, strategy_findings
 from rules.system_change import SystemRelease
-from tasks import haproxy
+from tasks import balancer
 from tasks.backup import plan_findings
 from tasks.evidence import read_evidence
 from tasks.grafana import GrafanaError, missing_dashboards
@@ -138,6 +139,8 @@ def _system_findings(plan: Plan, fleet: Fleet) -> Mapping[str, Finding]:
             return database_findings(plan, fleet)
         case ContentRelease():
             return content_findings(plan, fleet)
+        case Release():
+            return {}  # each component is asked for itself
         case unknown:
             assert_never(unknown)
 
@@ -169,13 +172,15 @@ def _requests_per_s(fleet: Fleet, *, window_s: float) -> float | None:
     if fleet.route is None:
         return None
     try:
-        live = haproxy.read_traffic(fleet.route).live
-        began, earlier = time.monotonic(), haproxy.counts(fleet.route.balancer, live)
+        live = balancer.read_traffic(fleet.route).live
+        began, earlier = time.monotonic(), balancer.counts(fleet.route, live)
         time.sleep(window_s)
-        counted = haproxy.counts(fleet.route.balancer, live).since(earlier)
+        later = balancer.counts(fleet.route, live)
     except BalancerError:
         return None
-    return counted.requests / (time.monotonic() - began)
+    if earlier is None or later is None:
+        return None
+    return later.since(earlier).requests / (time.monotonic() - began)
 
 
 def _dashboards(environment: Environment, services: Services) -> Finding:

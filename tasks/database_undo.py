@@ -99,7 +99,17 @@ def refuse_way_back(view: JournalView, *, settings: Settings, accept_loss: bool)
     for step in (intent.undo for intent in view.to_undo):
         if isinstance(step, RevertMigration | RestoreSnapshot):
             _refuse_to_strand(view, step)
-    if accept_loss:
+    refuse_loss(view, settings=settings, accept_loss=accept_loss)
+
+
+def refuse_loss(view: JournalView, *, settings: Settings, accept_loss: bool) -> None:
+    """Refuse to begin a way back that loses more than its plan allows without asking.
+
+    Raises:
+        LossNotAcceptedError: says what would be lost, which nobody has accepted; nothing was changed.
+    """
+    change = view.plan.change if view.plan else None
+    if accept_loss or not isinstance(change, SchemaChange):
         return
     loss = loss_through_snapshot(view, settings=settings)
     words = loss.in_words if loss and loss.lost_s > change.max_loss_s else ""

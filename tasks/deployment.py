@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -29,6 +29,7 @@ from tasks.known import readable_journals
 from tasks.lease import Lease, LeaseKeeper, Owner, acquire
 from tasks.monitoring import cancel_monitoring
 from tasks.prefect_api import PrefectApi
+from tasks.release_lock import is_in_the_way, refuse_held
 from tasks.rollback import Rollback
 from tasks.settings import Settings
 
@@ -64,8 +65,11 @@ class OpenDeployment:
         self.held_by: Callable[[], str] = lambda: ""
         #: Called again and again while it is paused or held: a host may have to hear of it.
         self.while_held: Callable[[], None] = lambda: None
+        #: The release that this deployment is a component of, in the same process.
+        self.whole: OpenDeployment | None = None
         self._mirror, self._keeper = mirror, keeper
         self._size_bytes = journal.size_bytes
+        self._is_in_step = False
 
     @property
     def name(self) -> str:
@@ -88,7 +92,11 @@ class OpenDeployment:
             self.prove_ours()
             self.record(Intent(number=step.number, title=step.title, undo=step.undo))
             self._copy_to_mirror()
-            effect()
+            self._is_in_step = True
+            try:
+                effect()
+            finally:
+                self._is_in_step = False
             self.record(Done(number=step.number))
 
     def prove_ours(self) -> None:
@@ -102,6 +110,8 @@ class OpenDeployment:
                 f"{self.name} was given up for dead and recovered by another process. This one stops and "
                 "changes nothing; the journal says how it ended."
             )
+        if self.whole:
+            self.whole.prove_ours()
         if self._keeper.was_revoked:
             raise RevokedError(f"The flow run is {self._keeper.run_state} by Prefect's word.")
         if self.lease.silent_s > self.settings.cut_off_after_s:
@@ -118,8 +128,8 @@ class OpenDeployment:
 
     @property
     def control(self) -> Control | None:
-        """The newest word of a person to this deployment; None: there is none."""
-        return self._keeper.control
+        """The newest word of a person to this deployment, or to its release; None: there is none."""
+        return self._keeper.control or (self.whole.control if self.whole else None)
 
     @property
     def pause(self) -> Control | None:
@@ -206,7 +216,8 @@ class OpenDeployment:
         Raises:
             FencedError, CutOffError: another process has to go on; the journal stays open for it.
         """
-        with self.journal.exclusive(patience_s=_STEP_PATIENCE_S):
+        # a release is taken back in the middle of the step in which its component failed
+        with nullcontext() if self._is_in_step else self.journal.exclusive(patience_s=_STEP_PATIENCE_S):
             rollback = Rollback(
                 self.journal,
                 settings=self.settings,
@@ -264,22 +275,33 @@ def _lock(opened: Opened, api: PrefectApi, settings: Settings) -> Lease:
         LockHeldError: another deployment has the target, or left it half-way.
     """
     lease = acquire(api, opened.target, owner_of(opened, settings))
-    for other, view in readable_journals(settings):
-        is_other = other.deployment != opened.deployment and view.opened.target == opened.target
-        if is_other and view.intents and view.state in ("running", "rolling_back"):
-            lease.release(api)
-            raise LockHeldError(
-                f"{other.deployment} was left {view.state} on {opened.target} and has to be recovered first: "
-                "`recover` does so within a minute. Nothing was changed; then deploy again."
-            )
+    try:
+        refuse_held(api, opened)
+        _refuse_left_half_way(opened, settings)
+    except DeployError:
+        lease.release(api)
+        raise
     return lease
 
 
+def _refuse_left_half_way(opened: Opened, settings: Settings) -> None:
+    for other, view in readable_journals(settings):
+        if is_in_the_way(view, opened):
+            raise LockHeldError(
+                f"{other.deployment} was left {view.state} on {view.opened.target} and has to be recovered "
+                "first: `recover` does so within a minute. Nothing was changed; then deploy again."
+            )
+
+
 def supersede_promoted(opened: Opened, api: PrefectApi, settings: Settings) -> None:
-    """Disarm the undo of earlier promotions on this target: their way back would lead past this one."""
+    """Disarm the undo of earlier promotions on this target: their way back would lead past this one.
+
+    Components of one release are taken back newest first, so one that changes the same target stays armed.
+    """
     for earlier, view in readable_journals(settings):
         is_older = earlier.deployment != opened.deployment and view.opened.target == opened.target
-        if not is_older or view.state != "promoted":
+        goes_with_it = opened.part_of != "" and view.opened.part_of == opened.part_of
+        if not is_older or goes_with_it or view.state != "promoted":
             continue
         reason = f"{opened.deployment} was deployed on the same target."
         earlier.append(stamped(Moved(state="superseded", reason=reason, by="flow"), datetime.now(UTC)))
@@ -301,6 +323,7 @@ def owner_of(opened: Opened, settings: Settings) -> Owner:
         pid=os.getpid(),
         since=datetime.now(UTC),
         lease_s=settings.lease_s,
+        holds=opened.holds,
     )
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from rules.fleet import Fleet, FleetState, Instance
 from rules.rollout import serving
-from rules.traffic import AdminState, HaproxyAddress
-from tasks import haproxy
+from rules.traffic import AdminState, Route
+from tasks import balancer
 from tasks.application import read_instance
 
 
@@ -20,7 +20,7 @@ def observe_fleet(fleet: Fleet) -> FleetState:
     """
     return FleetState(
         instances={instance.name: read_instance(instance) for instance in fleet.instances},
-        traffic=haproxy.read_traffic(fleet.route) if fleet.route else None,
+        traffic=balancer.read_traffic(fleet.route) if fleet.route else None,
         servers={i.name: admin_state(fleet, i) for i in fleet.instances} if fleet.route else {},
     )
 
@@ -52,23 +52,22 @@ def serving_now(fleet: Fleet) -> tuple[Instance, ...]:
         return ()
     if fleet.route is None:
         return fleet.instances
-    carrying = haproxy.read_traffic(fleet.route).carrying
+    carrying = balancer.read_traffic(fleet.route).carrying
     members = [instance for side in carrying for instance in fleet.side(side)]
     return tuple(instance for instance in members if admin_state(fleet, instance) == "ready")
 
 
 def admin_state(fleet: Fleet, instance: Instance) -> AdminState:
     """Return an instance's state in the balancer."""
-    address, backend, server = place(fleet, instance)
-    return haproxy.server_admin(address, backend, server)
+    return balancer.server_admin(*place(fleet, instance))
 
 
-def place(fleet: Fleet, instance: Instance) -> tuple[HaproxyAddress, str, str]:
-    """Return where an instance stands in the balancer: its address, the backend, the server.
+def place(fleet: Fleet, instance: Instance) -> tuple[Route, str, str]:
+    """Return where an instance stands in the balancer: the route, its side, its server.
 
     Raises:
         ValueError: the fleet has no balancer.
     """
     if not (fleet.route and instance.backend and instance.server):
         raise ValueError(f"{instance.name} stands behind no balancer")
-    return fleet.route.balancer, instance.backend, instance.server
+    return fleet.route, instance.backend, instance.server

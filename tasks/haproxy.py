@@ -45,7 +45,8 @@ def read_traffic(route: Route) -> Traffic:
     Raises:
         BalancerError: HAProxy does not answer, or its map has no such route, or not in our form.
     """
-    return _traffic(route.balancer, route.key, _entries(route.balancer))
+    address = _address(route)
+    return _traffic(address, route.key, _entries(address))
 
 
 def set_traffic(route: Route, traffic: Traffic) -> None:
@@ -56,7 +57,7 @@ def set_traffic(route: Route, traffic: Traffic) -> None:
     Raises:
         BalancerError: refused (nothing was changed), not kept in the file, or not in force afterwards.
     """
-    _switch(route.balancer, route.key, traffic)
+    _switch(_address(route), route.key, traffic)
 
 
 def rehearse_switch(route: Route, splits: tuple[Traffic, ...]) -> None:
@@ -70,7 +71,7 @@ def rehearse_switch(route: Route, splits: tuple[Traffic, ...]) -> None:
     """
     try:
         for split in splits:
-            _switch(route.balancer, _rehearsal_key(route), split)
+            _switch(_address(route), _rehearsal_key(route), split)
     finally:
         remove_rehearsal(route)
 
@@ -84,7 +85,7 @@ def remove_rehearsal(route: Route) -> None:
     Raises:
         BalancerError: it is still there, or the file could not be written; users' traffic was not touched.
     """
-    address, key = route.balancer, _rehearsal_key(route)
+    address, key = _address(route), _rehearsal_key(route)
     reply = ""
     if key in dict(_entries(address)):
         reply = ask(address, f"del map {address.route_map} {key}").strip()
@@ -98,6 +99,16 @@ def remove_rehearsal(route: Route) -> None:
 def _rehearsal_key(route: Route) -> str:
     """Return the key of the rehearsal's own entry; the dot keeps it apart from every application's route."""
     return f"{route.key}.rehearsal"
+
+
+def keep(address: HaproxyAddress) -> None:
+    """Write the map's file and the servers' states as HAProxy has them now.
+
+    Raises:
+        BalancerError: HAProxy does not answer, or a file could not be written; traffic was not touched.
+    """
+    _keep_routes(address)
+    _keep_servers(address)
 
 
 def server_admin(address: HaproxyAddress, backend: str, server: str) -> AdminState:
@@ -217,6 +228,12 @@ def wait_until_up(address: HaproxyAddress, backend: str, *, deadline_s: float) -
     if not _wait(lambda: all(servers_up(address, backend).values()), deadline_s):
         down = sorted(name for name, up in servers_up(address, backend).items() if not up)
         raise BalancerError(f"{backend}: {down} are not up after {deadline_s:g} s; nothing was changed")
+
+
+def _address(route: Route) -> HaproxyAddress:
+    if not isinstance(route.balancer, HaproxyAddress):
+        raise TypeError(f"route {route.key} does not go through HAProxy")
+    return route.balancer
 
 
 def _answers(row: dict[str, str]) -> Counts:

@@ -34,6 +34,7 @@ class Owner(Frozen):
     pid: int
     since: datetime
     lease_s: float
+    holds: tuple[str, ...] = ()  # a release: the targets that nobody else may deploy to meanwhile
 
 
 class Holding(Frozen):

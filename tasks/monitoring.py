@@ -14,7 +14,7 @@ from rules.fleet import Fleet
 from rules.journal import JournalView
 from rules.monitoring import monitor_times
 from rules.traffic import Counts
-from tasks import haproxy
+from tasks import balancer
 from tasks.journal import JournalFile, Mirror
 from tasks.prefect_api import PrefectApi
 from tasks.settings import Settings
@@ -124,7 +124,7 @@ def live_counters(view: JournalView, fleet: Fleet) -> Counts | None:
     if fleet.route is None or view.plan is None or view.plan.after.traffic is None:
         return None
     try:
-        return haproxy.counts(fleet.route.balancer, view.plan.after.traffic.live)
+        return balancer.counts(fleet.route, view.plan.after.traffic.live)
     except BalancerError as error:
         log.warning("the answers of %s are not counted: %s", fleet.application, error)
         return None

@@ -16,6 +16,7 @@ from rules.index_names import without_leftovers
 from rules.ipfs import ContentState
 from rules.journal import JournalView
 from rules.plan import Plan
+from rules.release import Release
 from rules.system_change import SystemRelease
 from tasks.content_references import read_references
 from tasks.content_state import observe_content
@@ -43,6 +44,8 @@ def differences_from_before(view: JournalView, plan: Plan) -> tuple[str, ...]:
             return now.model_copy(update={"faults": faults}).differences(plan.database_before)
         case ContentRelease():
             return not_taken_back(_content_now(view.opened, plan), plan.content_before, plan.content_after)
+        case Release():
+            return ()  # its components' own deployments have proven it: see tasks.release
         case unknown:
             assert_never(unknown)
 
@@ -68,6 +71,8 @@ def differences_from_promised(opened: Opened, plan: Plan, *, touched: set[str]) 
             return _database_now(opened, plan, like=promised).differences(promised)
         case ContentRelease():
             return _rows_moved(opened, plan)
+        case Release():
+            return ()  # as above
         case unknown:
             assert_never(unknown)
 

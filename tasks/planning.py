@@ -19,6 +19,7 @@ from rules.nixos_plan import plan_nixos
 from rules.plan import Plan, Step
 from rules.ray_plan import plan_ray
 from rules.rehearsal_page import rehearsal_page
+from rules.release import Release
 from rules.rollout import plan_rollout
 from rules.schema_plan import plan_schema, refuse_dangers
 from rules.strategy import InPlace, Strategy
@@ -93,9 +94,9 @@ def renewed(plan: Plan, opened: Opened, settings: Settings) -> Plan:
     match plan.change:
         case RayRelease():
             return _renewed_nodes(plan, plan.change, opened)
-        case SystemRelease() | ContentRelease():
-            return _the_same(plan, opened, settings)
-        case ApplicationRelease() | ModelRelease():
+        case SystemRelease() | ContentRelease() as change:
+            return _the_same(plan, change, opened, settings)
+        case ApplicationRelease() | ModelRelease() | Release():
             return plan
         case SchemaChange() | IndexChange():
             return _renewed_database(plan, plan.change, opened, settings)
@@ -120,9 +121,9 @@ def _renewed_database(
     return plan.model_copy(update={"database": _with_queries(now, database, opened)})
 
 
-def _the_same(plan: Plan, opened: Opened, settings: Settings) -> Plan:
+def _the_same(plan: Plan, change: Change, opened: Opened, settings: Settings) -> Plan:
     """Return the plan as it would be made now, if it leads from the same state to the same."""
-    now = plan_now(plan.change, plan.strategy, opened, settings)
+    now = plan_now(change, plan.strategy, opened, settings)
     if _ends(now) != _ends(plan):
         raise WorldMovedError(
             f"Since the plan was made {plan.change.target} has changed: {_moved(plan, now)}. Nothing was "

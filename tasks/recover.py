@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Literal
 
-from rules.continued import AGAIN
 from rules.database_undo import RestoreSnapshot
-from rules.entries import Entry, Locked, Moved, Noted, Planned, line, stamped
+from rules.entries import Locked, Moved, Noted, stamped
 from rules.errors import ApiUnavailableError, DeployError, WorldMovedError
 from rules.frozen import Frozen
 from rules.journal import JournalView
+from rules.release_states import armed_s, release_of
+from tasks.again import last_try
 from tasks.claim import claim, refuse_living, step_lock
 from tasks.control import forget
 from tasks.database_undo import refuse_way_back
@@ -27,6 +28,10 @@ from tasks.monitoring import cancel_monitoring, schedule_monitoring
 from tasks.observed import differences_from_promised
 from tasks.postgres import DatabaseUnreachableError
 from tasks.prefect_api import PrefectApi
+from tasks.release import refuse_moved_release
+from tasks.release_bake import cancel_after_bake, schedule_after_bake
+from tasks.release_lock import refuse_held
+from tasks.release_settle import follow, is_armed_release
 from tasks.rollback import LOSS_ACCEPTED, Rollback
 from tasks.settings import Settings
 
@@ -87,11 +92,21 @@ def recover(
             if view.is_terminal:
                 return view
             if view.state == "promoted":
-                _refuse_moved_world(view, accept_loss=accept_loss)
-                refuse_way_back(view, settings=settings, accept_loss=accept_loss)
+                _refuse_promoted(view, api, settings, accept_loss=accept_loss)
             return _recover_locked(
                 journal, view, api=api, cause=cause, by=by, settings=settings, accept_loss=accept_loss
             )
+
+
+def _refuse_promoted(
+    view: JournalView, api: PrefectApi | None, settings: Settings, *, accept_loss: bool
+) -> None:
+    """Refuse to take back a promotion, before anything is changed, where that would go wrong."""
+    if release_of(view):
+        refuse_moved_release(view, api, settings, accept_loss=accept_loss)
+        return
+    _refuse_moved_world(view, accept_loss=accept_loss)
+    refuse_way_back(view, settings=settings, accept_loss=accept_loss)
 
 
 def _is_settled(view: JournalView, asker: Asker) -> bool:
@@ -109,6 +124,8 @@ def _recover_locked(
     accept_loss: bool,
 ) -> JournalView:
     lease = claim(journal, view, api=api, settings=settings)
+    if api and lease and view.state == "promoted":
+        _refuse_held(view, lease, api)
     entries = list(view.entries)
     if lease:
         journal.append(stamped(Locked(token=lease.token), datetime.now(UTC)))
@@ -128,6 +145,15 @@ def _recover_locked(
     return after
 
 
+def _refuse_held(view: JournalView, lease: Lease, api: PrefectApi) -> None:
+    """Leave a promotion alone whose target a release has now, or the other way round: nothing was changed."""
+    try:
+        refuse_held(api, view.opened)
+    except DeployError:
+        _release(lease, api)
+        raise
+
+
 def _clear_words(deployment: str, view: JournalView, api: PrefectApi) -> None:
     """Remove what Prefect still has for a deployment that has ended: persons' words, runs that watch it."""
     try:
@@ -135,55 +161,35 @@ def _clear_words(deployment: str, view: JournalView, api: PrefectApi) -> None:
             forget(api, deployment)
             if view.monitoring:
                 cancel_monitoring(api, deployment)
+            if release_of(view):
+                cancel_after_bake(api, deployment)
     except ApiUnavailableError as error:
         log.warning("what was scheduled for %s is still there and will end by itself: %s", deployment, error)
 
 
 def roll_back_by_person(
-    deployment: str, *, reason: str, settings: Settings, accept_loss: bool = False
+    deployment: str, *, reason: str, settings: Settings, accept_loss: bool = False, by: str = "person"
 ) -> JournalView:
     """Take a deployment back by a person's word, also one that was promoted or whose rollback failed.
 
     A failed rollback is repeated as a deployment of its own, which continues the failed one: what has
     ended stays in the books as it ended. Asked again, it returns how that one ended.
 
+    Args:
+        deployment: its id.
+        reason: why, for the record.
+        settings: of this host.
+        accept_loss: see `recover`.
+        by: whose word it is, for the journal: a person's, or that of the release it is part of.
+
     Raises:
         DeployError: see `recover`.
     """
     with api_if_any(settings) as api:
-        deployment = _last_try(deployment, api, settings)
+        deployment = last_try(deployment, api, settings)
     return recover(
-        deployment, cause=reason, by="person", settings=settings, asker="person", accept_loss=accept_loss
+        deployment, cause=reason, by=by, settings=settings, asker="person", accept_loss=accept_loss
     )
-
-
-def _last_try(deployment: str, api: PrefectApi | None, settings: Settings) -> str:
-    """Return the newest continuation of a deployment, begun now if all before have failed."""
-    journal = journal_here(deployment, api, settings)
-    if journal.read().state != "rollback_failed":
-        return deployment
-    again = f"{deployment}{AGAIN}"
-    with journal.exclusive(patience_s=settings.takeover_patience_s):
-        try:
-            journal_here(again, api, settings)
-        except NoJournalError:
-            _begin_again(journal.read(), again, settings)
-    return _last_try(again, api, settings)
-
-
-def _begin_again(failed: JournalView, again: str, settings: Settings) -> None:
-    """Begin a journal that takes over what `failed` could not undo."""
-    opened = failed.opened.model_copy(
-        update={
-            "deployment": again,
-            "continues": failed.opened.deployment,
-            "host": settings.host,
-            "summary": f"take {failed.opened.deployment} back once more",
-        }
-    )
-    plans = [entry for entry in failed.entries if isinstance(entry, Planned)]
-    kept: list[Entry] = [opened, *plans, *reversed(failed.to_undo)]
-    JournalFile(settings.journal_dir, again).adopt(b"".join(line(entry) for entry in kept))
 
 
 def recover_all(*, by: str, settings: Settings) -> tuple[Recovered, ...]:
@@ -200,6 +206,7 @@ def recover_all(*, by: str, settings: Settings) -> tuple[Recovered, ...]:
         ]
         for holding in held.values():
             _free_abandoned(holding, api, settings)
+        found = [_settled(one, api, by=by, settings=settings) for one in found]
         if api:
             _watch_promoted(found, api, settings)
     return tuple(found)
@@ -209,8 +216,29 @@ def _watch_promoted(found: Iterable[Recovered], api: PrefectApi, settings: Setti
     """Have promoted deployments watched: whoever promoted one may have died before that."""
     for one in found:
         journal = JournalFile(settings.journal_dir, one.deployment)
-        if one.state == "promoted" and journal.path.exists():
+        if one.state != "promoted" or not journal.path.exists():
+            continue
+        if release_of(journal.read()):  # its components are watched
+            schedule_after_bake(journal, api, settings)
+        else:
             schedule_monitoring(journal, api, settings)
+
+
+def _settled(one: Recovered, api: PrefectApi | None, *, by: str, settings: Settings) -> Recovered:
+    """Have a promoted release follow its components: all of them stay, or all are taken back."""
+    journal = JournalFile(settings.journal_dir, one.deployment)
+    if one.state != "promoted" or not journal.path.exists():
+        return one
+    try:
+        view = follow(journal, api, settings, by=by)
+    except (DeployError, TimeoutError) as error:
+        return one.model_copy(update={"reason": str(error)})
+    except Exception as error:
+        log.exception("what follows for %s from its components is not known", one.deployment)
+        return one.model_copy(update={"reason": f"{type(error).__name__}: {error}"})
+    is_new = view.state != one.state
+    update = {"state": view.state, "reason": view.cause or view.reason, "acted": is_new}
+    return one.model_copy(update=update)
 
 
 def _holdings(api: PrefectApi | None) -> tuple[Holding, ...]:
@@ -257,11 +285,13 @@ def _complete_if_due(journal: JournalFile, settings: Settings) -> None:
     promoted_at = view.moved_at("promoted")
     if view.state != "promoted" or promoted_at is None:
         return
+    if release_of(view) or is_armed_release(view.opened.part_of, settings):
+        return  # the components of a release stay armed together: see tasks.release_settle
     policy = view.opened.environment.monitoring
-    armed_s = policy.for_s + 2 * policy.probe_every_s
+    limit_s = armed_s(policy)
     if any(isinstance(entry, Noted) and entry.about == "rollback_proposed" for entry in view.entries):
-        armed_s += policy.approval_timeout_s  # nobody has answered yet
-    if (datetime.now(UTC) - promoted_at).total_seconds() > armed_s:
+        limit_s += policy.approval_timeout_s  # nobody has answered yet
+    if (datetime.now(UTC) - promoted_at).total_seconds() > limit_s:
         entry = Moved(state="completed", reason="the time its undo stays armed is over", by="recover")
         with journal.exclusive(patience_s=settings.takeover_patience_s):
             if journal.read().state == "promoted":

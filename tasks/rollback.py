@@ -17,6 +17,8 @@ from rules.entries import DeploymentState, Entry, Held, Intent, Moved, Noted, Un
 from rules.errors import ApiUnavailableError, CutOffError, DeployError, FencedError, UndoFailedError
 from rules.fleet import FleetState
 from rules.journal import JournalView, check_transition
+from rules.release_actions import TakeBackDeployment
+from rules.release_states import release_of
 from rules.undo import RestoreTraffic
 from tasks.content_undo import take_content_back
 from tasks.database_undo import take_database_back
@@ -26,6 +28,12 @@ from tasks.lease import Lease
 from tasks.observed import differences_from_before
 from tasks.postgres import DatabaseUnreachableError
 from tasks.prefect_api import PrefectApi
+from tasks.release import (
+    ComponentNotBackError,
+    components_left,
+    take_deployment_back,
+    taken_back_with,
+)
 from tasks.settings import Settings
 from tasks.undo import TargetDeadError, healthy_share, hold_traffic, take_back
 
@@ -68,6 +76,12 @@ class Rollback:
         view = self._journal.read()
         if view.is_terminal:
             return view
+        after = self._run(view, cause)
+        if release_of(after):
+            self._tell_of_components(after)
+        return after
+
+    def _run(self, view: JournalView, cause: str) -> JournalView:
         with self._api.impatient() if self._api else nullcontext():
             # one that continues another has something to verify, even where all was undone already
             if not view.to_undo and view.state == "running" and not view.opened.continues:
@@ -87,6 +101,14 @@ class Rollback:
                 return self._move("rollback_failed", f"{cause} After the way back: {'; '.join(left)}")
             return self._move("rolled_back", cause)
 
+    def _tell_of_components(self, view: JournalView) -> None:
+        """Have people hear of what went back with its release: last, so that no way back waits for it."""
+        # it knows all that is told of deployments, and with it how they are taken back
+        from tasks.aftermath import after_end  # noqa: PLC0415
+
+        for part in taken_back_with(view, self._api, self._settings):
+            after_end(part, api=self._api, settings=self._settings)
+
     def _undo_all(self, view: JournalView) -> None:
         for intent in view.to_undo:
             self._prove_ours()
@@ -102,7 +124,7 @@ class Rollback:
                 return self._take_back(view, intent)
             except TargetDeadError as error:
                 self._hold(view, intent, error)
-            except (FencedError, CutOffError):
+            except (FencedError, CutOffError, ComponentNotBackError):
                 raise
             except Exception as error:  # whatever it was, this step is not back: tried again, then said
                 # a server that restarts is waited for: it may do so because of what is taken back
@@ -116,7 +138,11 @@ class Rollback:
             self._prove_ours()
 
     def _take_back(self, view: JournalView, intent: Intent) -> None:
-        if isinstance(intent.undo, DatabaseUndo):
+        if isinstance(intent.undo, TakeBackDeployment):
+            take_deployment_back(
+                view, intent.undo, self._api, settings=self._settings, accept_loss=self._accept_loss
+            )
+        elif isinstance(intent.undo, DatabaseUndo):
             take_database_back(
                 view, intent.undo, settings=self._settings, accept_loss=self._accept_loss, tell=self._note
             )
@@ -143,6 +169,8 @@ class Rollback:
         plan = view.plan
         if plan is None:
             return ()
+        if release_of(view):
+            return components_left(view, self._api, self._settings)
         deadline = time.monotonic() + _SETTLE_S
         while True:
             try:

@@ -33,7 +33,7 @@ from rules.ray_actions import RayAction
 from rules.system_change import SystemRelease
 from rules.traffic import Route, Traffic
 from rules.verdict import Outcome, Verdict
-from tasks import application, haproxy, watch
+from tasks import application, balancer, watch
 from tasks.as_task import as_task
 from tasks.content_steps import change_content
 from tasks.database_steps import change_database
@@ -62,23 +62,23 @@ observe_batch = as_task(watch.observe_batch, "observe", "{title}")
 def _set_traffic(route: Route, traffic: Traffic, *, timeout_s: float) -> None:
     """Change the split once every instance that gets traffic by it is up in the balancer."""
     for side in traffic.carrying:
-        haproxy.wait_until_up(route.balancer, side, deadline_s=timeout_s)
-    haproxy.set_traffic(route, traffic)
+        balancer.wait_until_up(route, side, deadline_s=timeout_s)
+    balancer.set_traffic(route, traffic)
 
 
 def _drain_server(fleet: Fleet, instance: Instance, drain_s: float) -> None:
-    address, backend, server = place(fleet, instance)
-    haproxy.drain(address, backend, server, deadline_s=drain_s)
+    route, side, server = place(fleet, instance)
+    balancer.drain(route, side, server, deadline_s=drain_s)
 
 
 def _rejoin_server(fleet: Fleet, instance: Instance) -> None:
-    address, backend, server = place(fleet, instance)
-    haproxy.rejoin(address, backend, server, deadline_s=instance.start_timeout_s)
+    route, side, server = place(fleet, instance)
+    balancer.rejoin(route, side, server, deadline_s=instance.start_timeout_s)
 
 
 set_traffic = as_task(_set_traffic, "set traffic", "traffic: {traffic.live}, {traffic.candidate}", retries=2)
 rehearse_switch = as_task(
-    haproxy.rehearse_switch, "rehearse switch", "{route.key}: rehearse the switch", retries=2
+    balancer.rehearse_switch, "rehearse switch", "{route.key}: rehearse the switch", retries=2
 )
 drain_server = as_task(_drain_server, "drain", "{instance.name}: drain", retries=1)
 rejoin_server = as_task(_rejoin_server, "rejoin", "{instance.name}: rejoin", retries=1)
@@ -213,7 +213,7 @@ def _refuse_moved_world(fleet: Fleet, step: Step, expected: FleetState) -> None:
             now: object = application.current_release(fleet.instance(name))
             planned: object = expected.instances[name].release
         case SetTraffic() if fleet.route:
-            now, planned = haproxy.read_traffic(fleet.route), expected.traffic
+            now, planned = balancer.read_traffic(fleet.route), expected.traffic
         case DrainServer(instance=name) | RejoinServer(instance=name):
             now, planned = admin_state(fleet, fleet.instance(name)), expected.servers[name]
         case _:

@@ -18,7 +18,7 @@ from rules.undo import (
     RestoreServer,
     RestoreTraffic,
 )
-from tasks import haproxy
+from tasks import balancer
 from tasks.application import remove_release, restore_release, running_release
 from tasks.fleet import place
 from tasks.model_server import restore_model
@@ -47,7 +47,7 @@ def take_back(step: FleetUndo, fleet: Fleet, *, deployment: str, settings: Setti
             _restore_traffic(step, fleet)
         case RemoveRehearsal():
             if fleet.route:
-                haproxy.remove_rehearsal(fleet.route)
+                balancer.remove_rehearsal(fleet.route)
         case RestoreServer():
             _restore_server(step, fleet, settings=settings)
         case RestoreRelease():
@@ -69,9 +69,9 @@ def hold_traffic(fleet: Fleet, healthiest: str) -> None:
     """Give all traffic to the side that answers: a canary may be the only healthy copy left."""
     if fleet.route is None:
         return
-    now = haproxy.read_traffic(fleet.route)
+    now = balancer.read_traffic(fleet.route)
     other = next(side for side in (now.live, now.candidate) if side != healthiest)
-    haproxy.set_traffic(fleet.route, Traffic(live=healthiest, candidate=other))
+    balancer.set_traffic(fleet.route, Traffic(live=healthiest, candidate=other))
 
 
 def healthy_share(fleet: Fleet, side: str) -> float:
@@ -84,8 +84,9 @@ def healthy_share(fleet: Fleet, side: str) -> float:
 def _restore_traffic(step: RestoreTraffic, fleet: Fleet) -> None:
     if fleet.route is None:
         return
-    now = haproxy.read_traffic(fleet.route)
+    now = balancer.read_traffic(fleet.route)
     if now == step.traffic:
+        balancer.keep(fleet.route)
         return
     home = step.traffic.live
     shares = {side: healthy_share(fleet, side) for side in dict.fromkeys((home, *now.carrying))}
@@ -95,21 +96,22 @@ def _restore_traffic(step: RestoreTraffic, fleet: Fleet) -> None:
             f"no instance of {home} answers, while {shares[healthiest]:.0%} of {healthiest} do",
             healthiest=healthiest,
         )
-    haproxy.set_traffic(fleet.route, step.traffic)
+    balancer.set_traffic(fleet.route, step.traffic)
 
 
 def _restore_server(step: RestoreServer, fleet: Fleet, *, settings: Settings) -> None:
-    address, backend, server = place(fleet, fleet.instance(step.instance))
-    if haproxy.server_admin(address, backend, server) == step.admin:
+    route, side, server = place(fleet, fleet.instance(step.instance))
+    if balancer.server_admin(route, side, server) == step.admin:
+        balancer.keep(route)
         return
     if step.admin == "ready" and not step.answered:
-        haproxy.set_admin(address, backend, server, step.admin)  # its own checks keep users away, as before
+        balancer.set_admin(route, side, server, step.admin)  # its own checks keep users away, as before
     elif step.admin == "ready":
-        # HAProxy would send it users at once, on the strength of a check from before it was taken out
+        # the balancer would send it users at once, on the strength of a check from before it was taken out
         if running_release(fleet.instance(step.instance)) is None:
             raise UndoFailedError(
                 f"{step.instance} does not answer its probe and is left out of the balancer"
             )
-        haproxy.rejoin(address, backend, server, deadline_s=settings.command_timeout_s)
+        balancer.rejoin(route, side, server, deadline_s=settings.command_timeout_s)
     else:
-        haproxy.drain(address, backend, server, deadline_s=step.drain_s)
+        balancer.drain(route, side, server, deadline_s=step.drain_s)

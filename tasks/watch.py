@@ -11,15 +11,16 @@ from pathlib import Path
 from rules.errors import BalancerError, StepFailedError
 from rules.fleet import Fleet, Instance
 from rules.plan import ObserveBatch, WatchSide
-from rules.traffic import Counts, HaproxyAddress
+from rules.traffic import Counts, Route
 from rules.verdict import CanaryEvidence, Outcome, Verdict
-from tasks import haproxy
+from tasks import balancer
 from tasks.application import settled_release
 from tasks.deployment import OpenDeployment
 from tasks.pause import is_paused
 
 log = logging.getLogger(__name__)
 _TRY_AGAIN_S = 0.5
+_NOBODY_COUNTS = "the balancer is not set up to count what the sides answer: see its block"
 #: New answers of the watched and of the stable side, as counters since they began.
 Reading = Callable[[], tuple[Counts, Counts]]
 
@@ -71,7 +72,7 @@ def observe_batch(deployment: OpenDeployment, action: ObserveBatch, *, title: st
     """Watch a batch that has just rejoined, beside those that are not updated yet, for a fixed time.
 
     Returns:
-        The last verdict; None where there is no balancer to count by.
+        The last verdict; None where no balancer counts.
 
     Raises:
         StepFailedError: an instance of the batch stopped answering its probe.
@@ -79,9 +80,10 @@ def observe_batch(deployment: OpenDeployment, action: ObserveBatch, *, title: st
     """
     fleet, evidence = deployment.fleet, CanaryEvidence()
     verdict: Verdict | None = None
-    reading = _batch(fleet, action) if fleet.route else _nothing
+    is_counted = fleet.route is not None and fleet.route.counts
+    reading = _batch(fleet, action) if is_counted else _nothing
     for elapsed_s, canary, stable in _ticks(deployment, reading, min(1.0, max(action.observe_s / 2, 0.1))):
-        if fleet.route and canary is not None and stable is not None:
+        if is_counted and canary is not None and stable is not None:
             evidence = evidence.observe(canary, stable)
             verdict = evidence.verdict(action.limits, elapsed_s=elapsed_s)
         if elapsed_s >= action.observe_s or (verdict and verdict.outcome is Outcome.FAIL):
@@ -130,24 +132,26 @@ def _read_patiently(deployment: OpenDeployment, reading: Reading, pause_s: float
 
 
 def _sides(fleet: Fleet, action: WatchSide) -> Reading:
-    address = _balancer(fleet)
+    route = _route(fleet)
 
     def read() -> tuple[Counts, Counts]:
-        stable = haproxy.counts(address, action.stable) if action.stable else Counts()
-        return haproxy.counts(address, action.side), stable
+        stable = _counted(route, action.stable) if action.stable else Counts()
+        return _counted(route, action.side), stable
 
     return read
 
 
 def _batch(fleet: Fleet, action: ObserveBatch) -> Reading:
     """Count the batch's answers, and those of the rest of its side: who serves users beside it."""
-    address = _balancer(fleet)
+    route = _route(fleet)
     batch = tuple(fleet.instance(name) for name in action.instances)
     backend = batch[0].backend or ""
     rest = tuple(member for member in fleet.side(backend) if member not in batch)
 
     def read() -> tuple[Counts, Counts]:
-        counted = haproxy.server_counts(address, backend)
+        counted = balancer.server_counts(route, backend)
+        if counted is None:
+            raise BalancerError(_NOBODY_COUNTS)
         return _total(counted, batch), _total(counted, rest)
 
     return read
@@ -161,10 +165,17 @@ def _nothing() -> tuple[Counts, Counts]:
     return Counts(), Counts()
 
 
-def _balancer(fleet: Fleet) -> HaproxyAddress:
+def _route(fleet: Fleet) -> Route:
     if fleet.route is None:
         raise StepFailedError(f"{fleet.application} has no balancer to count its answers.")
-    return fleet.route.balancer
+    return fleet.route
+
+
+def _counted(route: Route, side: str) -> Counts:
+    counted = balancer.counts(route, side)
+    if counted is None:
+        raise BalancerError(_NOBODY_COUNTS)
+    return counted
 
 
 def _keep_sample(

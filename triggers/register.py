@@ -25,7 +25,9 @@ from blocks.forgejo import Forgejo
 from blocks.grafana import Grafana
 from blocks.haproxy import HAProxy
 from blocks.host import Host
+from blocks.http_balancer import HttpBalancer
 from blocks.ipfs import SovereignIpfsContent
+from blocks.nginx import Nginx
 from blocks.nixos import SovereignNixosHosts
 from blocks.notifications import Notifications
 from blocks.postgres import PostgresBaseBackup
@@ -46,6 +48,8 @@ BLOCKS = (
     Grafana,
     HAProxy,
     Host,
+    HttpBalancer,
+    Nginx,
     Notifications,
     PostgresBaseBackup,
     Prometheus,

@@ -7,8 +7,10 @@ from pydantic import ValidationError
 
 from blocks.haproxy import HAProxy
 from blocks.host import Host
+from blocks.http_balancer import HttpBalancer
+from blocks.nginx import Nginx
 from rules.hosts import HostAddress
-from rules.traffic import HaproxyAddress
+from rules.traffic import HaproxyAddress, HttpBalancerAddress, NginxAddress
 
 REMOTE = HostAddress(
     name="db",
@@ -56,22 +58,39 @@ def test_a_balancer_with_a_relative_socket_is_refused():
         HAProxy(socket="haproxy.sock", route_map="/routes.map").data(HostAddress())
 
 
-@pytest.mark.parametrize(("block", "value"), [(Host, HostAddress), (HAProxy, HaproxyAddress)])
+@pytest.mark.parametrize(
+    ("block", "value"),
+    [
+        (Host, HostAddress),
+        (HAProxy, HaproxyAddress),
+        (Nginx, NginxAddress),
+        (HttpBalancer, HttpBalancerAddress),
+    ],
+)
 def test_a_block_has_the_fields_and_defaults_of_its_value(block, value):
-    assert set(block.model_fields) == set(value.model_fields)
-    for name, field in value.model_fields.items():
-        if name != "host":
-            assert block.model_fields[name].default == field.default
+    # which kind it is says its block's type, and a host is named there
+    fields = set(value.model_fields) - {"balancer"}
+    assert set(block.model_fields) == fields
+    for name in fields - {"host"}:
+        default, wanted = (
+            of.model_fields[name].get_default(call_default_factory=True) for of in (block, value)
+        )
+        assert (tuple(default) if isinstance(default, list) else default) == wanted
 
 
-@pytest.mark.parametrize("block", [Host, HAProxy])
+@pytest.mark.parametrize("block", [Host, HAProxy, Nginx, HttpBalancer])
 def test_every_field_of_a_form_is_explained(block):
     assert all(field.description for field in block.model_fields.values())
 
 
 @pytest.mark.parametrize(
     ("block", "name", "slug"),
-    [(Host, "Sovereign Host", "sovereign-host"), (HAProxy, "Sovereign HAProxy", "sovereign-haproxy")],
+    [
+        (Host, "Sovereign Host", "sovereign-host"),
+        (HAProxy, "Sovereign HAProxy", "sovereign-haproxy"),
+        (Nginx, "Sovereign nginx", "sovereign-nginx"),
+        (HttpBalancer, "Sovereign HTTP Balancer", "sovereign-http-balancer"),
+    ],
 )
 def test_a_block_is_known_by_its_own_name(block, name, slug):
     assert (block.get_block_type_name(), block.get_block_type_slug()) == (name, slug)

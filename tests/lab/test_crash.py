@@ -21,6 +21,7 @@ _EVERY = {
     ("ipfs_content", "in_place"): 17,
     ("nixos_system", "in_place"): 19,
     ("ray_node", "in_place"): 17,
+    ("release", "failing"): 71,
 }
 
 
@@ -40,6 +41,7 @@ _EVERY = {
         ("ipfs_content", "in_place"),
         ("nixos_system", "in_place"),
         pytest.param("ray_node", "in_place", marks=pytest.mark.xdist_group("ray")),
+        ("release", "failing"),
     ],
 )
 def test_a_deployment_killed_anywhere_is_recovered(component: str, strategy: str) -> None:

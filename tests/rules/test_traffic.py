@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rules.traffic import Counts, Traffic
+from rules.traffic import Counts, HaproxyAddress, HttpBalancerAddress, NginxAddress, Route, Traffic
 
 counts = st.builds(Counts, st.integers(0, 10_000), st.integers(0, 10_000))
 
@@ -45,3 +45,46 @@ def test_no_requests_have_no_error_ratio():
 )
 def test_a_side_without_a_share_carries_nothing(share, carrying):
     assert Traffic(live="blue", candidate="green", canary_basis_points=share).carrying == carrying
+
+
+NGINX = NginxAddress(
+    directory="/etc/nginx/sovereign",
+    sides={"blue": {"blue-1": "127.0.0.1:8001"}, "green": {"green-1": "127.0.0.1:8002"}},
+    status_port=8099,
+)
+API = HttpBalancerAddress(url="http://127.0.0.1:8080")
+HAPROXY = HaproxyAddress(socket="/run/haproxy.sock", route_map="/routes.map")
+
+
+@pytest.mark.parametrize("address", [HAPROXY, NGINX, API], ids=lambda address: address.balancer)
+def test_a_route_survives_the_journal(address):
+    route = Route(balancer=address, key="web")
+    assert Route.model_validate_json(route.model_dump_json()) == route
+
+
+def test_a_route_of_a_journal_from_before_there_were_several_balancers_is_haproxys():
+    text = '{"balancer": {"socket": "/run/haproxy.sock", "route_map": "/routes.map"}, "key": "web"}'
+    assert Route.model_validate_json(text) == Route(balancer=HAPROXY, key="web")
+
+
+def test_what_a_balancer_can_do_is_known_before_it_is_asked():
+    logged = NGINX.model_copy(update={"access_log": "/var/log/nginx/emily.log"})
+    counted = API.model_copy(update={"counts_path": "/counts"})
+    found = {
+        name: (route.drains, route.counts, route.finest_basis_points)
+        for name, address in {
+            "haproxy": HAPROXY,
+            "nginx": NGINX,
+            "nginx with a log": logged,
+            "api": API,
+            "api that counts": counted,
+        }.items()
+        for route in [Route(balancer=address, key="web")]
+    }
+    assert found == {
+        "haproxy": (True, True, 1),
+        "nginx": (True, False, 1),
+        "nginx with a log": (True, True, 1),
+        "api": (False, False, 100),
+        "api that counts": (False, True, 100),
+    }
