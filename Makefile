@@ -24,6 +24,7 @@ lint: setup  ## check style, types, room borders and dependencies
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy $(rooms)
+	@cd triggers/forgejo/.forgejo && ../../../.venv/bin/mypy --cache-dir ../../../.mypy_cache --config-file ../../../pyproject.toml -p deploy
 	@.venv/bin/lint-imports --no-logo
 	@.venv/bin/deptry .
 

@@ -1,4 +1,4 @@
-"""What a release brings to the crash tests: a schema, an index and an application, deployed one after the other.
+"""What a release brings to the crash tests: a schema, an index and an application, one after the other.
 
 `failing` ends with an application whose every answer is an error: all three go back. `promoted` goes well.
 """

@@ -81,10 +81,10 @@ def keep(route: Route) -> None:
     """Make the balancer's files say what it does: a killed process may have left the two apart.
 
     Whoever finds the state that he wants must call this: it may be the state in force only, or in the file
-    only, and a restart would bring the other one.
+    only, and a restart would bring the other one; or an nginx is about to read that file. There it reloads.
 
     Raises:
-        BalancerError: it does not answer, or a file cannot be written; traffic was not touched.
+        BalancerError: it does not answer, or a file cannot be written or is not taken; see `set_traffic`.
     """
     match route.balancer:
         case HaproxyAddress() as address:

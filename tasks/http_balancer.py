@@ -168,8 +168,9 @@ def _asked_once(address: HttpBalancerAddress, method: str, path: str, body: dict
         answer = http().request(method, url, json=body, headers=headers, timeout=address.timeout_s)
     except httpx.HTTPError as error:
         raise _UnansweredError(repr(error)) from error
-    said = " ".join(answer.text.split())[:_SAID_CHARACTERS]
-    if answer.is_server_error:
+    text = _without_token(answer.text, headers)
+    said = " ".join(text.split())[:_SAID_CHARACTERS]
+    if answer.is_server_error or answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
         raise _UnansweredError(f"{answer.status_code} {said}")
     if not answer.is_success:
         hint = "token_file" if answer.status_code in (401, 403) else "the address and its paths"
@@ -180,9 +181,15 @@ def _asked_once(address: HttpBalancerAddress, method: str, path: str, body: dict
     if body is not None:
         return None  # what it says to a call is its own; what it does is read back
     try:
-        return json.loads(answer.text)
+        return json.loads(text)
     except ValueError as error:
         raise _foreign(address, path, said) from error
+
+
+def _without_token(text: str, headers: dict[str, str]) -> str:
+    """Return an answer without our token: an API, or a proxy before it, may show the request it refuses."""
+    token = headers.get("Authorization", "").removeprefix("Bearer ")
+    return text.replace(token, "***") if token else text
 
 
 def _authorization(address: HttpBalancerAddress) -> dict[str, str]:

@@ -6,6 +6,8 @@ seconds that it is cut off, and a recovery must work with no run at all.
 
 from __future__ import annotations
 
+import base64
+import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from typing import Any, Self
 
 import httpx
 from prefect.settings import get_current_settings
+from prefect.settings.models.api import APISettings
 
 from rules.errors import ApiUnavailableError
 from tasks.settings import Settings
@@ -35,14 +38,12 @@ class PrefectApi:
             )
         self.patience_s = settings.api_patience_s
         self._impatience_s = settings.api_patience_undoing_s
-        auth = tuple(api.auth_string.get_secret_value().split(":", 1)) if api.auth_string else None
-        headers = {"Authorization": f"Bearer {api.key.get_secret_value()}"} if api.key else {}
+        # a proxy of the environment counts (trust_env), as it does for Prefect's own client beside this one
         self._http = httpx.Client(
             base_url=f"{api.url.rstrip('/')}/",
             timeout=settings.api_timeout_s,
-            auth=httpx.BasicAuth(*auth) if auth else None,
-            headers=headers,
-            verify=api.url.startswith("https") and not api.tls_insecure_skip_verify,
+            headers=_authorization(api),
+            verify=_trusted(api),
         )
 
     def __enter__(self) -> Self:
@@ -103,6 +104,21 @@ class PrefectApi:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 2.0)
         raise ApiUnavailableError(f"Prefect's API did not take {method} {path}: {last}")
+
+
+def _authorization(api: APISettings) -> dict[str, str]:
+    """Return what lets us in, made as Prefect's own client makes it: a string without a colon works too."""
+    if api.auth_string:
+        token = base64.b64encode(api.auth_string.get_secret_value().encode()).decode()
+        return {"Authorization": f"Basic {token}"}
+    return {"Authorization": f"Bearer {api.key.get_secret_value()}"} if api.key else {}
+
+
+def _trusted(api: APISettings) -> ssl.SSLContext | bool:
+    """Return whose certificates count: a private authority's where PREFECT_API_SSL_CERT_FILE names one."""
+    if not (api.url or "").startswith("https") or api.tls_insecure_skip_verify:
+        return False
+    return ssl.create_default_context(cafile=api.ssl_cert_file) if api.ssl_cert_file else True
 
 
 def server_time(response: httpx.Response) -> datetime:

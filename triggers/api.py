@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -157,7 +157,12 @@ class DeployApi:
         return self._runs.look(flow_run_id)
 
     def watch(
-        self, flow_run_id: str, *, every_s: float = 1.0, timeout_s: float | None = None
+        self,
+        flow_run_id: str,
+        *,
+        every_s: float = 1.0,
+        timeout_s: float | None = None,
+        is_away: Callable[[float], object] = bool,
     ) -> Iterator[Progress]:
         """Yield how a run is, first now, then whenever something has changed, until it is over.
 
@@ -165,9 +170,10 @@ class DeployApi:
         is away is waited for; the deployment goes on meanwhile, or takes itself back.
 
         Args:
-            flow_run_id: the run.
+            flow_run_id: the run; or a deployment's id, which may be one that continues a failed way back.
             every_s: seconds between two looks.
             timeout_s: seconds after which to give up; None: never.
+            is_away: called after each look with how many seconds the API has not answered; 0: it does.
 
         Raises:
             TimeoutError: it is not over, and goes on; or its run is dead and nobody takes it back.
@@ -175,7 +181,7 @@ class DeployApi:
             UnknownError, OtherVersionError, NotAllowedError: see `look`.
         """
         patience = self._patience.model_copy(update={"every_s": every_s, "timeout_s": timeout_s})
-        return watched(lambda: self.look(flow_run_id), patience)
+        return watched(lambda: self.find(flow_run_id), patience, is_away=is_away)
 
     def ended(self, flow_run_id: str, *, timeout_s: float | None = None) -> Ended:
         """Watch a run to its end, and return how it ended.

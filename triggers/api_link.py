@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import httpx
 
+from rules.errors import ApiUnavailableError
 from tasks.prefect_api import PrefectApi
 from triggers.api_errors import ANSWERS, BadRequestError, raise_for
 from triggers.api_progress import Started
@@ -33,7 +35,7 @@ class Link:
         Raises:
             BadRequestError, NotAllowedError, UnknownError, ApiUnavailableError: see each.
         """
-        return self._send(method, path, body, what=what, if_unknown=if_unknown).json()
+        return _json_of(self._send(method, path, body, what=what, if_unknown=if_unknown), what=what)
 
     def _send(
         self, method: str, path: str, body: Mapping[str, Any] | None, *, what: str, if_unknown: str
@@ -66,11 +68,11 @@ class Link:
         }
         path = f"deployments/{found['id']}/create_flow_run"
         response = self._send("POST", path, body, what=f"start {name}", if_unknown=unknown)
-        run = response.json()
+        run = _json_of(response, what=f"start {name}")
         # with a key of our own an old run is that of our own request, whose answer was lost
         is_new = key is None or response.status_code == httpx.codes.CREATED
         if not is_new:
-            _refuse_other_parameters(run, parameters, key=key)
+            _refuse_other_parameters(run, {**found["parameters"], **parameters}, key=key)
         return Started(flow_run_id=run["id"], is_new=is_new)
 
     def resume(self, flow_run_id: str, answer: Mapping[str, Any]) -> None:
@@ -115,11 +117,23 @@ def _reason(said: Mapping[str, Any]) -> str:
     return str((said.get("details") or {}).get("reason") or said["status"])[:600].rstrip(".")
 
 
+def _json_of(response: httpx.Response, *, what: str) -> Any:
+    try:
+        return response.json()
+    except ValueError as error:  # Prefect's own pages, or those of a proxy
+        raise ApiUnavailableError(
+            f"What answered was asked to {what}, and gave no JSON: it is not Prefect's API. "
+            "PREFECT_API_URL is the server's address and ends in /api."
+        ) from error
+
+
 def _refuse_other_parameters(
     run: Mapping[str, Any], parameters: Mapping[str, Any], *, key: str | None
 ) -> None:
     """Refuse a key that belongs to another request: Prefect returns that one's run and says nothing."""
-    other = [name for name, value in parameters.items() if run["parameters"].get(name) != value]
+    then, now = run["parameters"], json.loads(json.dumps(parameters))
+    # also what was sent then and is not now: a dry run's key starts no deployment
+    other = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     if other:
         raise BadRequestError(
             f"The idempotency key {key!r} was used before, for flow run {run['id']} with another "

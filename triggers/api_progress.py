@@ -75,6 +75,7 @@ class Progress(Frozen):
     flow: str = ""  # name of the flow, such as deploy or roll-back
     deployment: str = ""  # empty until the journal is mirrored
     journal: JournalView | None = None
+    asked_run: str = ""  # of a release: the run of its component that waits for a person's answer
 
     @property
     def state(self) -> DeploymentState | Literal[""]:
@@ -103,7 +104,7 @@ class Progress(Frozen):
     @property
     def waits_for_approval(self) -> bool:
         """Whether a person has to say yes or no now."""
-        return self.run_state == "PAUSED"
+        return self.run_state == "PAUSED" or bool(self.asked_run)
 
     @property
     def run_is_over(self) -> bool:
@@ -122,8 +123,10 @@ class Progress(Frozen):
         A run reads FAILED or CRASHED before its hook, or `recover`, has taken the deployment back: the
         journal decides. What the monitoring of the hours after a promotion finds is not waited for.
         """
-        if self.journal is None or not self.is_own:
+        if self.journal is None:
             return self.run_is_over
+        if not self.is_own:  # a roll-back whose process died is gone on with by `recover`
+            return self.run_is_over and self.state != "rolling_back"
         return self.run_is_over and (self.journal.is_terminal or self.state == "promoted")
 
     @property
@@ -165,12 +168,12 @@ def _exit_of(progress: Progress) -> Exit:
         if progress.state == "aborted" and progress.run_state == "COMPLETED":
             return Exit.GOOD  # the release was in place already
         return _OF_STATE.get(progress.journal.state, Exit.UNEXPECTED) if progress.journal else Exit.UNEXPECTED
-    if progress.run_state == "COMPLETED":
-        return Exit.GOOD
-    if progress.run_state == "CANCELLED":
-        return Exit.NOTHING_CHANGED
+    if progress.run_state == "COMPLETED" or progress.state == "rolled_back":
+        return Exit.GOOD  # of a roll-back whose process died: what it was asked for, `recover` has done
     if progress.state == "rollback_failed":
         return Exit.ROLLBACK_FAILED
+    if progress.run_state == "CANCELLED":
+        return Exit.NOTHING_CHANGED
     raised = _RAISED.match(progress.run_message)
     if (raised["words"] if raised else progress.run_message).startswith(_BAD_REQUEST):
         return Exit.BAD_REQUEST
@@ -188,8 +191,11 @@ def _reason(progress: Progress) -> str:
     """Return why it ended so: the journal's word where the deployment has ended, or else the run's."""
     journal, raised = progress.journal, _RAISED.match(progress.run_message)
     of_run = raised["words"].strip() if raised else progress.run_message
-    if journal is None or not (progress.is_own or progress.run_state == "COMPLETED"):
+    is_its_doing = progress.is_own or progress.run_state == "COMPLETED" or progress.state == "rolled_back"
+    if journal is None or not is_its_doing:
         return of_run
+    if journal.state == "promoted" and progress.run_state not in {"COMPLETED", ""}:
+        return f"{journal.reason} Its run is {progress.run_state} since: {of_run or 'no message'}".rstrip()
     if journal.state == "rollback_failed" and journal.cause:
         return f"{journal.cause} The way back failed: {journal.reason}"
     return journal.cause or journal.reason or of_run

@@ -6,6 +6,7 @@ import re
 import uuid
 
 from rules.journal import JournalView
+from rules.release_actions import TakeBackDeployment
 from triggers.api_errors import UnknownError
 from triggers.api_link import Link
 from triggers.api_mirror import Journals
@@ -39,16 +40,32 @@ class Runs:
         )
         flow = self._flow(run["flow_id"])
         about = str(run["parameters"].get("deployment", "")) if flow in _ABOUT_ANOTHER else ""
-        journal = self._journals.last_try(about) if about else self._journals.of_run(flow_run_id)
+        journal = self._journals.last_try(about) if about else self._journals.of_run(run["id"])
         state = run["state"] or {"type": "SCHEDULED", "message": ""}
         return Progress(
-            flow_run_id=flow_run_id,
+            flow_run_id=run["id"],  # as Prefect and journals write it, however the caller did
             run_state=state["type"],
             run_message=state["message"] or "",
             flow=flow,
             deployment=journal.opened.deployment if journal else about,
             journal=journal,
+            asked_run=self._asked(journal) if journal and state["type"] == "RUNNING" else "",
         )
+
+    def _asked(self, journal: JournalView) -> str:
+        """Return the run of a release's component that waits for an answer: the release's own run goes on."""
+        begun = journal.intents[-1].undo if journal.intents and journal.state == "running" else None
+        if not isinstance(begun, TakeBackDeployment) or not journal.opened.environment.needs_approval:
+            return ""
+        part = self._journals.of_deployment(begun.deployment)
+        if part is None or part.state != "running":
+            return ""
+        run = part.opened.flow_run_id
+        try:
+            found = self._link.ask("GET", f"flow_runs/{run}", what="read a component's flow run")
+        except UnknownError:  # somebody has deleted it
+            return ""
+        return run if found["state_type"] == "PAUSED" else ""
 
     def find(self, deployment_or_run: str) -> Progress:
         """Return how that deployment or run is; see `DeployApi.find`."""
@@ -58,6 +75,8 @@ class Runs:
         if journal is not None:
             return self._of_journal(journal)
         found = self._beginning(deployment_or_run) if len(deployment_or_run) >= _SHORTEST else ()
+        # a release's components, and who takes a failed way back up again, are called after it
+        found = tuple(one for one in found if not any(one.startswith(f"{other}-") for other in found))
         if len(found) != 1:
             several = f"several begin like that: {', '.join(sorted(found)[:10])}"
             raise UnknownError(

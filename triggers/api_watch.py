@@ -19,8 +19,15 @@ class Patience(Frozen):
     abandoned_s: PositiveSeconds = 300.0  # for somebody to go on with the deployment of a run that is dead
 
 
-def watched(look: Callable[[], Progress], patience: Patience) -> Iterator[Progress]:
+def watched(
+    look: Callable[[], Progress], patience: Patience, *, is_away: Callable[[float], object] = bool
+) -> Iterator[Progress]:
     """Yield what `look` returns, first at once, then whenever it has changed, until the run is over.
+
+    Args:
+        look: at the run.
+        patience: how long to wait for what.
+        is_away: told after each look, for how many seconds the API has not answered; 0: it has, now.
 
     Raises:
         TimeoutError: it is not over and goes on; or its run is dead and nobody goes on with its deployment.
@@ -32,10 +39,13 @@ def watched(look: Callable[[], Progress], patience: Patience) -> Iterator[Progre
         try:
             progress = look()
         except ApiUnavailableError:
-            if time.monotonic() - heard > patience.away_s:
+            changed = time.monotonic()  # nobody could have told that somebody goes on
+            if changed - heard > patience.away_s:
                 raise
+            is_away(changed - heard)
         else:
             heard = time.monotonic()
+            is_away(0.0)
             if progress != last:
                 last, changed = progress, heard
                 yield progress
@@ -56,6 +66,7 @@ def _refuse_to_wait(
         )
     if last and last.run_is_over and unchanged_s > patience.abandoned_s:
         raise TimeoutError(
-            f"Nobody has gone on for {patience.abandoned_s:g} s: {now}. `recover` takes it back within a "
-            "minute: see that its schedule is active and a worker runs, or run it on the worker's host."
+            f"No step was seen for {patience.abandoned_s:g} s: {now}. `recover` takes it back within a "
+            "minute: see that its schedule is active and a worker runs, or run it on the worker's host. "
+            "A single step that takes longer than this is no fault: watch it again."
         )

@@ -15,9 +15,10 @@ from rules.frozen import Frozen
 from triggers.api import DeployApi
 from triggers.api_errors import BadRequestError, NotAllowedError, UnknownError
 from triggers.api_progress import Exit
-from triggers.live_text import clean
+from triggers.live_text import clean, harmless
 
 _NOTHING = "Nothing was changed by this command."
+_NOT_KNOWN = "It is not known whether the request arrived."
 
 
 class Trouble(Frozen):
@@ -35,10 +36,11 @@ class Call:
     Args:
         as_json: one JSON document on standard output at the end, and all other words on standard error.
         key: the idempotency key of what it starts, for the words of an error.
+        asks: whether it asks for something, so that an answer that is lost leaves a doubt.
     """
 
-    def __init__(self, *, as_json: bool, key: str = "") -> None:
-        self.as_json, self.key = as_json, key
+    def __init__(self, *, as_json: bool, key: str = "", asks: bool = False) -> None:
+        self.as_json, self.key, self._asks = as_json, key, asks
         self.flow_run_id = ""
         self._api: DeployApi | None = None
 
@@ -48,6 +50,11 @@ class Call:
         if self._api is None:
             self._api = DeployApi()
         return self._api
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether Prefect may have been asked for something, and nobody heard the answer."""
+        return (self._asks or bool(self.key)) and self._api is not None
 
     def close(self) -> None:
         """Close the connection."""
@@ -67,7 +74,7 @@ class Call:
         if self.as_json:
             typer.echo(json.dumps({**document, "exit_code": int(code)}, indent=2))
         elif words:
-            typer.echo(words)
+            typer.echo("\n".join(harmless(line) for line in words.split("\n")))
         if code:
             raise typer.Exit(int(code))
 
@@ -83,13 +90,13 @@ class Call:
 
 
 @contextmanager
-def calling(*, as_json: bool, key: str = "") -> Iterator[Call]:
+def calling(*, as_json: bool, key: str = "", asks: bool = False) -> Iterator[Call]:
     """Give a command its call, and turn what goes wrong into words and an exit code.
 
     Raises:
         typer.Exit: it did not go as asked.
     """
-    call = Call(as_json=as_json, key=key)
+    call = Call(as_json=as_json, key=key, asks=asks)
     try:
         yield call
     except (DeployError, TimeoutError) as error:
@@ -134,9 +141,9 @@ def _away(happened: str, call: Call) -> Trouble:
     if call.flow_run_id:
         state, _ = _how_things_are(call)
         next_step = f"{look}, then: sovereign watch {call.flow_run_id[:8]}"
-    elif call.key:
-        state = "It is not known whether the request arrived."
-        next_step = f"{look}, then repeat the command with --key {call.key}: it starts at most one run."
+    elif call.is_in_doubt:
+        state = _NOT_KNOWN
+        next_step = f"{look}, then repeat the command{_with_key(call)}."
     else:
         state, next_step = _NOTHING, f"{look}, then repeat the command."
     return Trouble(happened=happened, state=state, next_step=next_step, exit_code=Exit.API_AWAY)
@@ -152,11 +159,14 @@ def _interrupted(call: Call) -> Trouble:
             "to have it taken back",
             exit_code=Exit.GAVE_UP_WAITING,
         )
-    state = "It is not known whether the request arrived." if call.key else _NOTHING
-    again = f" with --key {call.key}: it starts at most one run" if call.key else ""
     return Trouble(
         happened="Interrupted.",
-        state=state,
-        next_step=f"Repeat the command{again}.",
+        state=_NOT_KNOWN if call.is_in_doubt else _NOTHING,
+        next_step=f"Repeat the command{_with_key(call) if call.is_in_doubt else ''}.",
         exit_code=Exit.GAVE_UP_WAITING,
     )
+
+
+def _with_key(call: Call) -> str:
+    """Return how a request is repeated that may have arrived."""
+    return f" with --key {call.key}: it starts at most one run" if call.key else ": asked twice is asked once"

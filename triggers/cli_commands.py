@@ -8,23 +8,30 @@ from collections.abc import Callable
 from typing import Literal
 
 import typer
-from rich.markdown import Markdown
 
 from rules.entries import DeploymentState
 from rules.frozen import Frozen
 from rules.history import history_rows
 from rules.record import DeploymentRecord, in_words
-from triggers.api_progress import Exit, Progress, Started
-from triggers.cli_call import Call, calling
+from triggers.api_errors import BadRequestError
+from triggers.api_progress import Exit, Progress, Started, ended_as
+from triggers.cli_call import Call, Trouble, calling
+from triggers.cli_page import blocking_rows, print_page
 from triggers.cli_request import read_request
-from triggers.cli_watch import console_of, is_drawn, look_of, report, watch_run
+from triggers.cli_watch import (
+    console_of,
+    is_drawn,
+    is_on_one_terminal,
+    look_of,
+    report,
+    wait_for,
+    watch_run,
+)
 from triggers.live import LiveView
 from triggers.live_lines import event_line
 from triggers.live_text import clean, shortened, unmarked
 
 Word = Literal["pause", "resume", "abort"]
-#: How the page of a dry run begins its second part, see `rules.record.checklist_page`.
-BLOCKED_PAGE = "# Checklist: blocked"
 #: Of `rules.history.history_rows`, what matters most first: a narrow terminal cuts the end.
 _COLUMNS = ("began (UTC)", "state", "deployment", "environment", "strategy", "took", "why")
 _DONE = {"pause": "paused", "resume": "resumed", "abort": "aborted"}
@@ -56,29 +63,39 @@ def plan(file: str, settings: list[str], *, key: str, how: Waiting) -> None:
         started = call.api.start(request.flow, {**request.parameters, "dry_run": True}, key=key)
         call.flow_run_id = started.flow_run_id
         call.say(f"flow run {started.flow_run_id} makes the plan; nothing is changed")
-        ended = call.api.ended(started.flow_run_id, timeout_s=how.timeout_s)
-        if ended.exit_code != Exit.GOOD:
-            report(call, ended)
+        _wait_until_done(call, started, how)
         page = call.api.page(started.flow_run_id, "dry-run")
-        code = Exit.BLOCKED if BLOCKED_PAGE in page else Exit.GOOD
-        document = {"flow_run_id": started.flow_run_id, "blocked": code == Exit.BLOCKED, "page": page}
+        blocking = blocking_rows(page)
+        document = {
+            "flow_run_id": started.flow_run_id,
+            "blocked": bool(blocking),
+            "blocking": blocking,
+            "page": page,
+        }
+        if not page:
+            call.fail(_no_page(started), document)
         if not call.as_json:
-            _print_page(call, page, plain=how.plain)
-        call.finish(document, code=code)
+            console = console_of(call)
+            print_page(console, page, is_drawn=is_drawn(console, plain=how.plain))
+        if blocking:
+            call.say(f"The checklist would block it: {', '.join(blocking)}.")
+        call.finish(document, code=Exit.BLOCKED if blocking else Exit.GOOD)
 
 
 def watch(name: str, *, how: Waiting) -> None:
     """Watch a run, or a deployment's run, to its end."""
     with calling(as_json=how.as_json) as call:
-        report(
-            call, watch_run(call, _found(call, name).flow_run_id, timeout_s=how.timeout_s, plain=how.plain)
-        )
+        found = _found(call, name)
+        call.flow_run_id = found.flow_run_id
+        is_deployment = bool(found.deployment) and found.deployment.startswith(name)
+        _watch(call, found.deployment if is_deployment else found.flow_run_id, how)
 
 
 def approve(name: str, *, approved: bool, by: str, words: str, as_json: bool) -> None:
     """Answer a deployment that waits for approval."""
-    with calling(as_json=as_json) as call:
-        run = _found(call, name).flow_run_id
+    with calling(as_json=as_json, asks=True) as call:
+        found = _found(call, name)
+        run = found.asked_run or found.flow_run_id
         call.api.approve(run, approved=approved, by=by, words=words)
         answer = "approved" if approved else "refused"
         call.finish(
@@ -88,36 +105,34 @@ def approve(name: str, *, approved: bool, by: str, words: str, as_json: bool) ->
 
 def control(name: str, word: Word, *, by: str, reason: str, how: Waiting) -> None:
     """Leave a word for a deployment that runs, and wait until it was left."""
-    with calling(as_json=how.as_json) as call:
+    with calling(as_json=how.as_json, asks=True) as call:
         found = _found(call, name)
-        if not found.deployment and word == "abort":
-            call.api.cancel(found.flow_run_id)
-            words = f"flow run {found.flow_run_id} is cancelled; it had not begun to deploy."
-            call.finish({"flow_run_id": found.flow_run_id, "deployment": "", "word": word}, words)
+        if not found.deployment:
+            _cancel(call, found, word)
             return
         deployment = found.deployment
         started = call.api.control(deployment, word, by=by, reason=reason)
         if not how.wait:
             _told(call, started)
             return
-        ended = call.api.ended(started.flow_run_id, timeout_s=how.timeout_s)
-        if ended.exit_code != Exit.GOOD:
-            report(call, ended)
+        _wait_until_done(call, started, how)
         words = f"{deployment} is told to be {_DONE[word]}; it hears that within seconds, or after its step."
-        call.finish({"flow_run_id": ended.flow_run_id, "deployment": deployment, "word": word}, words)
+        call.finish({"flow_run_id": started.flow_run_id, "deployment": deployment, "word": word}, words)
 
 
 def rollback(name: str, *, reason: str, accept_loss: bool, yes: bool, how: Waiting) -> None:
     """Take a deployment back, and watch that."""
-    with calling(as_json=how.as_json) as call:
-        deployment = _found(call, name).deployment or name
+    with calling(as_json=how.as_json, asks=True) as call:
+        deployment = _found(call, name).deployment
+        if not deployment:
+            raise BadRequestError(f"{name} is a run without a deployment: there is nothing to take back.")
         _ask_first(f"Take {deployment} back?", yes=yes)
         _start(call, lambda: call.api.roll_back(deployment, reason=reason, accept_loss=accept_loss), how)
 
 
 def recover(*, how: Waiting) -> None:
     """Look after every deployment whose process is gone."""
-    with calling(as_json=how.as_json) as call:
+    with calling(as_json=how.as_json, asks=True) as call:
         _start(call, call.api.recover, how)
 
 
@@ -165,7 +180,40 @@ def _start(call: Call, start: Callable[[], Started], how: Waiting) -> None:
         return
     again = "" if started.is_new else ", started before with this key"
     call.say(f"flow run {started.flow_run_id}{again}")
-    report(call, watch_run(call, started.flow_run_id, timeout_s=how.timeout_s, plain=how.plain))
+    _watch(call, started.flow_run_id, how)
+
+
+def _watch(call: Call, name: str, how: Waiting) -> None:
+    last = watch_run(call, name, timeout_s=how.timeout_s, plain=how.plain)
+    report(call, last, is_drawn=is_on_one_terminal(call, plain=how.plain))
+
+
+def _wait_until_done(call: Call, started: Started, how: Waiting) -> None:
+    """Wait for a run that is not shown; when it does not end well, that ends the command."""
+    last = wait_for(call, started.flow_run_id, timeout_s=how.timeout_s)
+    if ended_as(last).exit_code != Exit.GOOD:
+        report(call, last)
+
+
+def _cancel(call: Call, found: Progress, word: Word) -> None:
+    """Abort a run that has not opened its deployment; there is nothing yet that could be paused."""
+    run = found.flow_run_id
+    if word != "abort":
+        raise BadRequestError(
+            f"Flow run {run} has no deployment yet, and nothing in it can be {_DONE[word]}."
+        )
+    call.api.cancel(run)
+    words = f"flow run {run} is cancelled; it had not begun to deploy, and would take back what it did since."
+    call.finish({"flow_run_id": run, "deployment": "", "word": word}, words)
+
+
+def _no_page(started: Started) -> Trouble:
+    return Trouble(
+        happened=f"Flow run {started.flow_run_id} has ended well and shows no page.",
+        state="Nothing was changed. Whether the checklist would block it is not known.",
+        next_step="Look at the run in Prefect; its artifacts may have been deleted. Then repeat the command.",
+        exit_code=Exit.UNEXPECTED,
+    )
 
 
 def _told(call: Call, started: Started) -> None:
@@ -187,20 +235,6 @@ def _ask_first(question: str, *, yes: bool) -> None:
     if not typer.confirm(question, default=False, err=True):
         typer.echo("Nothing was started.", err=True)
         raise typer.Exit(Exit.NOTHING_CHANGED)
-
-
-def _print_page(call: Call, page: str, *, plain: bool) -> None:
-    console = console_of(call)
-    lines = "\n".join(_line(text) for text in page.split("\n"))
-    if is_drawn(console, plain=plain):
-        console.print(Markdown(lines))
-    else:
-        console.print(lines, soft_wrap=True)
-
-
-def _line(text: str) -> str:
-    """Return a line of a page with its indent, without what a terminal would obey."""
-    return text[: len(text) - len(text.lstrip(" "))] + clean(text)
 
 
 def _history_lines(records: tuple[DeploymentRecord, ...], width: int) -> list[str]:

@@ -12,7 +12,8 @@ from rich.text import Text
 from rules.finding import Result
 from rules.frozen import Frozen
 from rules.verdict import Outcome
-from triggers.live_picture import Look, Picture, Row, Status, picture
+from triggers.live_notes import Look
+from triggers.live_picture import Picture, Row, Status, picture
 from triggers.live_text import clean, clock, percent
 from triggers.live_traffic import Split
 from triggers.live_words import Tone

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 from rules.entries import Entry, Gated, Opened
 from rules.record import in_words
-from triggers.live_picture import Look
+from triggers.live_notes import Look
 from triggers.live_text import clean, unmarked
-from triggers.live_words import state_in_words
+from triggers.live_words import COMPONENT_ASKS, approve_words, state_in_words
 
 
 def new_lines(before: Look | None, now: Look, at: datetime) -> tuple[str, ...]:
@@ -36,6 +36,8 @@ def _new(before: Look | None, now: Look, at: datetime) -> Iterator[str]:
     seen = before.journal.entries if before and before.journal else ()
     for entry in now.journal.entries[len(seen) :]:
         yield from (event_line(entry.at, words) for words in _in_words(entry))
+    if now.asked_run and not (before and before.asked_run):
+        yield event_line(at, f"{COMPONENT_ASKS} {approve_words(now.asked_run)}")
     if before is not None and before.run_state != now.run_state:
         yield event_line(at, f"flow run {now.flow_run_id[:8]} is {now.run_state}")
 

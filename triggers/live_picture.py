@@ -7,33 +7,26 @@ from datetime import datetime
 from typing import Literal
 
 from rules.checklist import Check
-from rules.entries import Compared, Decided, Done, Held, Intent, Measured, Moved, Noted
+from rules.entries import Compared, Decided, Done, Held, Intent, Measured
 from rules.frozen import Frozen
 from rules.journal import JournalView
 from rules.plan import Plan, Step
 from rules.verdict import Outcome
+from triggers.live_notes import Banner, Look, Note, banners_of, notes_of
 from triggers.live_text import clean
 from triggers.live_traffic import Split, split_of, taken_out
-from triggers.live_words import Tone, newest_note, next_step, state_in_words, tone_of, why
+from triggers.live_words import (
+    Tone,
+    approve_words,
+    next_step,
+    state_in_words,
+    tone_of,
+    why,
+)
 
 Status = Literal["done", "now", "to_come", "failed", "taken_back", "left"]
 _WENT_WELL = frozenset({"promoted", "completed", "superseded"})
 _NOTHING_DONE = frozenset({"blocked", "aborted"})
-
-
-class Look(Frozen):
-    """One look at a deployment's run, as the API gives it.
-
-    `steps_done` counts the plan's steps that are known to be over, where more is known than the journal says:
-    its copy in the API is renewed before each effect, not after it. `since` is when the looking began.
-    """
-
-    flow_run_id: str
-    run_state: str = "RUNNING"
-    run_message: str = ""
-    journal: JournalView | None = None
-    steps_done: int = 0
-    since: datetime | None = None
 
 
 class Row(Frozen):
@@ -51,20 +44,6 @@ class Phase(Frozen):
 
     name: str
     status: Status
-
-
-class Banner(Frozen):
-    """What must not be overlooked: a pause, a hold, a question to a person."""
-
-    tone: Tone
-    words: str
-
-
-class Note(Frozen):
-    """A line of the timeline that belongs to no step."""
-
-    at: datetime
-    words: str
 
 
 class Picture(Frozen):
@@ -119,9 +98,11 @@ def picture(look: Look) -> Picture:
         verdict=next((e for e in reversed(journal.entries) if isinstance(e, Decided)), None),
         gate=journal.gate.summary if journal.gate else "",
         gate_rows=(*journal.gate.blocking, *journal.gate.warnings) if journal.gate else (),
-        banners=tuple(_banners(look, journal)),
-        notes=tuple(_notes(journal)),
-        next_step=next_step(look.flow_run_id, look.run_state, journal),
+        banners=tuple(banners_of(look)),
+        notes=tuple(notes_of(journal)),
+        next_step=approve_words(look.asked_run)
+        if look.asked_run
+        else next_step(look.flow_run_id, look.run_state, journal),
     )
 
 
@@ -134,6 +115,7 @@ def _before_the_journal(look: Look) -> Picture:
         tone=tone_of(look.run_state, ""),
         words=state_in_words(look.run_state, None, now=clean(look.run_message)),
         began=look.since,
+        banners=tuple(banners_of(look)),
         phases=tuple(_until_it_begins(look.run_state)),
         next_step=next_step(look.flow_run_id, look.run_state, None),
     )
@@ -241,8 +223,11 @@ def _phases(journal: JournalView, walked: int) -> tuple[Phase, ...]:
         "compare": bool(journal.comparisons),
     }
     wanted = {"approval": environment.needs_approval, "backups": bool(environment.backups)}
-    names = [name for name in reached if reached[name] or wanted.get(name, True)]
     set_out = _has_set_out(journal, walked)
+    if journal.opened.component == "release":  # each component measures and compares for itself
+        wanted |= {"baseline": False, "backups": False, "compare": False}
+        reached["checklist"] = reached["approval"] or set_out
+    names = [name for name in reached if reached[name] or wanted.get(name, True)]
     if set_out:  # an update flow alone has no checklist and no baseline
         at = names.index("rollout")
         names = [name for n, name in enumerate(names) if n >= at or reached[name]]
@@ -265,31 +250,3 @@ def _now_in_words(phases: tuple[Phase, ...], rows: tuple[Row, ...]) -> str:
     if row:
         return f"step {row.number + 1} of {len(rows)}: {row.title}"
     return next((phase.name for phase in phases if phase.status == "now"), "")
-
-
-def _banners(look: Look, journal: JournalView) -> Iterator[Banner]:
-    if journal.state != "running":
-        return
-    if look.run_state == "PAUSED":
-        yield Banner(tone="waiting", words="A person is asked to approve it; nothing was changed yet.")
-    for begins, ends in (("paused", "resumed"), ("held", "released")):
-        newest = newest_note(journal, begins, ends)
-        if newest and newest.about == begins:
-            by = f" by {clean(newest.by)}" if begins == "paused" else ""
-            words = f"{begins.capitalize()}{by}: {clean(newest.words)}. Traffic stays as it is."
-            yield Banner(tone="waiting", words=words)
-
-
-def _notes(journal: JournalView) -> Iterator[Note]:
-    for entry in journal.entries:
-        match entry:
-            case Noted():
-                yield Note(at=entry.at, words=clean(f"{entry.about.replace('_', ' ')}: {entry.words}"))
-            case Held():
-                yield Note(
-                    at=entry.at, words=clean(f"step {entry.number + 1} not taken back: {entry.reason}")
-                )
-            case Moved(state="rolling_back"):
-                yield Note(at=entry.at, words=clean(f"taken back by {entry.by}: {entry.reason}"))
-            case _:
-                pass

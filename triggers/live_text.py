@@ -12,12 +12,16 @@ _MINUTE_S, _HOUR_S = 60, 3600
 
 def clean(text: str) -> str:
     """Return `text` on one line, without control characters and what turns the direction of writing."""
-    plain = (
-        " " if unicodedata.category(letter) in {"Cc", "Zl", "Zp"} else letter
-        for letter in _SEQUENCES.sub("", text)
+    return " ".join(harmless(text).split())
+
+
+def harmless(line: str) -> str:
+    """Return `line` with its spaces, without what `clean` takes away."""
+    return "".join(
+        " " if unicodedata.category(letter) in {"Cc", "Cs", "Zl", "Zp"} else letter
+        for letter in _SEQUENCES.sub("", line)
         if unicodedata.category(letter) != "Cf"
     )
-    return " ".join("".join(plain).split())
 
 
 def unmarked(markdown: str) -> str:

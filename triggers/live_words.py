@@ -42,6 +42,10 @@ _PHASES = {
 }
 
 
+#: What is said while a component of a release that has begun waits for a person.
+COMPONENT_ASKS = "A component asks again: its plan is not the one that was approved with the release."
+
+
 def tone_of(run_state: str, state: DeploymentState | Literal[""]) -> Tone:
     """Return how bad things are. A deployment that is still open while its run is over waits for help."""
     if not state:
@@ -81,6 +85,14 @@ def state_in_words(run_state: str, journal: JournalView | None, *, now: str) -> 
             return "nothing was changed"
 
 
+def not_heard(away_s: float) -> str:
+    """Return what it means that Prefect's API has not answered for so long."""
+    return (
+        f"Prefect's API has not answered for {clock(away_s)}; what is shown is from before. The deployment "
+        "goes on, or takes itself back."
+    )
+
+
 def why(journal: JournalView | None) -> str:
     """Return why it is in its state; empty where that goes without saying."""
     if journal is None or journal.state in {"running", "promoted"}:
@@ -96,7 +108,7 @@ def _running(run_state: str, now: str) -> str:
         return f"{run}; what it did is being taken back by its hook or by recover"
     if run_state == "CANCELLING":
         return "being cancelled: what it did is taken back"
-    return _PHASES.get(now, now)
+    return _PHASES["approval"] if run_state == "PAUSED" else _PHASES.get(now, now)
 
 
 def _taken_back(journal: JournalView) -> str:
@@ -128,6 +140,11 @@ def is_paused(journal: JournalView) -> bool:
     return newest is not None and newest.about == "paused"
 
 
+def approve_words(flow_run_id: str) -> str:
+    """Return how a run that waits is answered."""
+    return f"sovereign approve {flow_run_id[:8]} --by NAME, or with --refuse"
+
+
 def next_step(flow_run_id: str, run_state: str, journal: JournalView | None) -> str:
     """Return what a person can do now, as a command line; empty when there is nothing to do."""
     if journal is None:
@@ -135,7 +152,7 @@ def next_step(flow_run_id: str, run_state: str, journal: JournalView | None) -> 
     name = journal.opened.deployment
     match journal.state:
         case "running" if run_state == "PAUSED" and journal.intents == ():
-            return f"sovereign approve {flow_run_id[:8]} --by NAME, or with --refuse"
+            return approve_words(flow_run_id)
         case "running":
             word = "resume" if is_paused(journal) else "abort"
             return f"sovereign {word} {name} --by NAME --reason WHY"

@@ -112,9 +112,7 @@ def monitored(caller: Caller, _monitor: dict[str, Any]) -> Iterator[None]:
 
 
 @pytest.fixture
-def caller(
-    site: Site, worker: Worker, _monitor: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> Caller:
+def caller(site: Site, worker: Worker, _monitor: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Caller:
     """A caller of a site whose deployments the worker runs. Its `recover` runs when a test wants it to."""
     monkeypatch.setattr(Site, "journal_dir", worker.directory / "journal")
     caller = Caller(site, worker)

@@ -89,6 +89,7 @@ def test_a_real_balancer_keeps_the_contract():
     balancer_contract.lose_no_request(real)
 
 
+@pytest.mark.parametrize("checked", ["haproxy"], indirect=True)
 def test_the_contract_sees_a_balancer_that_does_not_do_what_it_says(at_first):
     with pytest.raises(ContractError, match="the canary grows and nobody leaves it"):
         balancer_contract.keep_users(_Reversed(at_first))

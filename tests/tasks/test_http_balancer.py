@@ -240,9 +240,22 @@ def test_an_api_that_takes_calls_and_does_nothing_is_found_out():
         http_balancer.set_traffic(address, split(0, GREEN))
 
 
-def test_an_api_that_fails_is_asked_again_and_then_told(tmp_path: Path):
+@pytest.mark.parametrize("status", [503, 429])
+def test_an_api_that_fails_is_asked_again_and_then_told(status):
     with (
-        answering(503, {"error": "later"}) as address,
-        pytest.raises(BalancerError, match=r"did not answer GET /status: 503 .*later"),
+        answering(status, {"error": "later"}) as address,
+        pytest.raises(BalancerError, match=rf"did not answer GET /status: {status} .*later"),
     ):
         http_balancer.read_traffic(address)
+
+
+@pytest.mark.parametrize("status", [400, 500, 200])
+def test_an_api_that_shows_what_it_was_sent_does_not_have_us_tell_the_token(tmp_path: Path, status):
+    token = tmp_path / "token"
+    token.touch(mode=0o600)
+    token.write_text("sesame-0123")
+    with answering(status, {"error": "what is this: Authorization: Bearer sesame-0123"}) as echoing:
+        address = echoing.model_copy(update={"token_file": str(token)})
+        with pytest.raises(BalancerError, match=r"Bearer \*\*\*") as raised:
+            http_balancer.read_traffic(address)
+    assert "sesame" not in str(raised.value)

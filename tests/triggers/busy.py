@@ -18,7 +18,7 @@ class BusyWay:
     """Passes requests on; the first answers to the creation of a run are replaced, or never arrive.
 
     Args:
-        api_url: where requests go.
+        api_url: where requests go; empty: each is answered by a page, as by what is no API.
         losses: what becomes of these answers, in order; later ones arrive.
     """
 
@@ -63,6 +63,9 @@ class BusyWay:
                     if self.headers[name]
                 }
                 path = self.path.removeprefix("/api")
+                if not way._api_url:
+                    self._answer(200, b"<!doctype html>")
+                    return
                 answer = httpx.request(
                     self.command, f"{way._api_url}{path}", content=body, headers=kept, timeout=30
                 )

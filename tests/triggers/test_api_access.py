@@ -151,6 +151,24 @@ def test_a_key_that_belongs_to_another_request_is_refused(server: GuardedServer)
             api.start("deploy/deploy", {"change": "2.0", "strategy": "x"}, key=key)
 
 
+def test_the_key_of_a_dry_run_starts_no_deployment_and_is_told(server: GuardedServer) -> None:
+    key = secrets.token_hex(4)
+    with calling(server.api_url) as api:
+        api.start("deploy/deploy", {"change": ("1.0",), "dry_run": True}, key=key)
+        assert not api.start("deploy/deploy", {"change": ("1.0",), "dry_run": True}, key=key).is_new
+        with pytest.raises(BadRequestError, match="with another dry_run"):
+            api.start("deploy/deploy", {"change": ("1.0",)}, key=key)
+
+
+def test_an_address_that_is_no_api_is_told_as_such(server: GuardedServer) -> None:
+    with (
+        BusyWay("", []) as way,
+        calling(way.api_url) as api,
+        pytest.raises(ApiUnavailableError, match=r"gave no JSON.*PREFECT_API_URL .* ends in /api"),
+    ):
+        api.recover()
+
+
 def test_the_page_keeps_the_password_out_of_every_command_line(server: GuardedServer, tmp_path) -> None:
     need("curl", package="curl")
     need("jq", package="jq")

@@ -15,7 +15,7 @@ RUN = "00000000-0000-4000-8000-000000000001"
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def journal(*states: DeploymentState) -> JournalView:
+def journal(*states: DeploymentState, why: str = "why") -> JournalView:
     opened = Opened(
         at=AT,
         deployment="web-2-0-0-00000000",
@@ -25,13 +25,15 @@ def journal(*states: DeploymentState) -> JournalView:
         fleet=Fleet(application="web", instances=()),
         summary="",
     )
-    moves: list[Entry] = [Moved(at=AT, state=s, reason=f"why {s}", by="flow") for s in states]
+    moves: list[Entry] = [Moved(at=AT, state=s, reason=f"{why} {s}", by="flow") for s in states]
     return view([opened, *moves])
 
 
-def progress(run_state: str, *states: DeploymentState, message: str = "", run: str = RUN) -> Progress:
+def progress(
+    run_state: str, *states: DeploymentState, message: str = "", run: str = RUN, why: str = "why"
+) -> Progress:
     """A run that has a deployment of its own, in the last of `states`."""
-    known = journal(*states)
+    known = journal(*states, why=why)
     return Progress(
         flow_run_id=run,
         run_state=run_state,
@@ -85,6 +87,16 @@ def test_a_run_about_another_deployment_does_not_wait_for_that():
     about = progress("FAILED", run="00000000-0000-4000-8000-000000000002")
     assert not about.is_own
     assert about.is_over
+
+
+def test_a_roll_back_whose_process_died_is_not_over_before_recover_has_ended_it():
+    assert not progress("CRASHED", "promoted", "rolling_back", run=OTHER).is_over
+    assert progress("CRASHED", "promoted", "rolling_back", "rolled_back", run=OTHER).is_over
+
+
+def test_of_a_promotion_whose_run_has_failed_since_both_are_told():
+    ended = ended_as(progress("FAILED", "promoted", message=raised("OSError: no space")))
+    assert (ended.exit_code, ended.reason) == (Exit.GOOD, "why promoted Its run is FAILED since: no space")
 
 
 @pytest.mark.parametrize(
@@ -142,6 +154,16 @@ OTHER = "00000000-0000-4000-8000-000000000002"
         (
             progress("COMPLETED", "promoted", "rolling_back", "rolled_back", run=OTHER),
             (Exit.GOOD, "rolled_back", "why rolling_back"),
+        ),
+        # its process died, and recover went on with it
+        (
+            progress("CRASHED", "promoted", "rolling_back", "rolled_back", message="gone", run=OTHER),
+            (Exit.GOOD, "rolled_back", "why rolling_back"),
+        ),
+        # a cancellation came too late for nothing to be changed
+        (
+            progress("CANCELLED", "rolling_back", "rollback_failed", message="by Ada", run=OTHER),
+            (Exit.ROLLBACK_FAILED, "rollback_failed", "by Ada"),
         ),
         (
             progress("FAILED", "promoted", message=raised("WorldMovedError: it has moved"), run=OTHER),

@@ -77,3 +77,28 @@ def test_an_api_that_stays_away_is_told():
 def test_who_gives_up_learns_how_things_are_and_that_they_go_on(look, words):
     with pytest.raises(TimeoutError, match=f"Not over after 0.01 s: .*{words}.*goes on"):
         seen(look, patience=Patience(every_s=0.001, timeout_s=0.01))
+
+
+def test_who_watches_hears_for_how_long_the_api_is_away_and_that_it_answers_again():
+    away, told = ApiUnavailableError("away"), list[float]()
+    left = [without_journal("RUNNING"), away, away, without_journal("COMPLETED")]
+
+    def look() -> Progress:
+        now = left.pop(0)
+        if isinstance(now, Exception):
+            raise now
+        return now
+
+    list(watched(look, QUICK, is_away=told.append))
+    assert told[0] == told[-1] == 0.0
+    assert 0.0 < told[1] < told[2]
+
+
+def test_time_in_which_the_api_is_away_is_none_in_which_nobody_goes_on():
+    away = ApiUnavailableError("away")
+    ended = progress("CRASHED", "rolling_back", "rolled_back")
+    patience = Patience(every_s=0.05, abandoned_s=0.2)
+    assert seen(progress("CRASHED"), *[away] * 6, progress("CRASHED"), ended, patience=patience) == [
+        "CRASHED running",
+        "CRASHED rolled_back",
+    ]

@@ -24,18 +24,16 @@ from lab.ports import LOCALHOST, free_port, give_back
 from lab.prefect_server import PrefectServer
 from lab.processes import Process, clean_environment, start, wait_until
 from lab.releases import GOOD, Behaviour
-from rules.checklist import judge
-from rules.environment import Stage
-from rules.items import GUIDE
-from rules.record import checklist_page
 from rules.strategy import Canary, CanaryLimits, InPlace, Strategy, Watching
 from tests.flows.caller import Caller
 from tests.flows.site import ENDLESS, PATIENCE_S, Site
+from triggers.api import DeployApi, Exit
 from triggers.cli import app
-from triggers.cli_commands import BLOCKED_PAGE
 
 SOVEREIGN = (sys.executable, "-m", "triggers.cli")
 STRICT = Watching(tick_s=0.2, deadline_s=60, limits=CanaryLimits(min_observation_s=1))
+#: Of all processes of a test session one starts the server and its worker.
+with_server = pytest.mark.xdist_group("ways-in")
 ESCAPE = "\x1b"
 
 
@@ -60,15 +58,24 @@ def environment(caller: Caller, directory: Path) -> dict[str, str]:
     return clean_environment(directory, {**caller.site.server.environment(), "TERM": "xterm-256color"})
 
 
+@with_server
 def test_a_plan_shows_each_way_back_and_changes_nothing(caller: Caller, tmp_path: Path) -> None:
     site = caller.site
-    code, page, _ = sovereign("plan", request_file(tmp_path, site, InPlace(instance="blue-1")))
-    assert code == 0
+    file = request_file(tmp_path, site, InPlace(instance="blue-1"))
+    code, out, _ = sovereign("plan", file, "--json")
+    shown = json.loads(out)
+    assert (code, shown["exit_code"], shown["blocked"], shown["blocking"]) == (0, 0, False, [])
+    page, run = shown["page"], shown["flow_run_id"]
+    with DeployApi() as api:
+        ended = api.ended(run)
+        assert (ended.exit_code, ended.state, ended.record) == (Exit.GOOD, "finished", None)
+        assert api.find(run[:8]).flow_run_id == run
     assert f"# application-{site.application.name}: release 2.0.0, in_place" in page
     assert "blue-1: link to 1.0.0, 1.0.0 running" in page
     assert site.application.observed() == site.before
 
 
+@with_server
 def test_a_deployment_is_promoted_listed_shown_and_taken_back(caller: Caller, tmp_path: Path) -> None:
     site = caller.site
     file = request_file(tmp_path, site, InPlace(instance="blue-1"))
@@ -99,6 +106,7 @@ def test_a_deployment_is_promoted_listed_shown_and_taken_back(caller: Caller, tm
     assert site.application.observed() == site.before
 
 
+@with_server
 def test_a_bad_release_is_seen_to_be_taken_back_on_a_terminal_and_exits_with_3(
     caller: Caller, tmp_path: Path
 ) -> None:
@@ -116,9 +124,17 @@ def test_a_bad_release_is_seen_to_be_taken_back_on_a_terminal_and_exits_with_3(
     assert "verified to be as before" in told
     assert re.search(r"watch green at 50 %: FAIL: .*errors in \d+ requests", told)
     assert "Next: mend the release; what was seen: sovereign show" in told
+    with DeployApi() as api:
+        ended = api.ended(api.history(component="application")[0].deployment)
+        assert (ended.exit_code, ended.state) == (Exit.ROLLED_BACK, "rolled_back")
+        assert ended.record
+        assert ended.record.reason == ended.reason
+        assert "FAIL" in api.page(ended.flow_run_id, "decisions")
+    assert told.count(ended.reason) == 1
     assert site.application.observed() == site.before
 
 
+@with_server
 def test_who_stops_watching_stops_nothing_and_an_abort_takes_it_back(caller: Caller, tmp_path: Path) -> None:
     site = caller.site
     file = request_file(tmp_path, site, ENDLESS, release="4.0.0")
@@ -153,9 +169,7 @@ def test_who_stops_watching_stops_nothing_and_an_abort_takes_it_back(caller: Cal
     assert site.application.observed() == site.before
 
 
-def test_a_request_that_makes_no_sense_exits_with_2_in_words_and_in_json(
-    prefect_api: PrefectServer, tmp_path: Path
-) -> None:
+def test_a_request_that_makes_no_sense_exits_with_2_in_words_and_in_json(tmp_path: Path) -> None:
     path = tmp_path / "web.yaml"
     path.write_text("change: {component: application, application: web}\nstrategy: {strategy: canary}\n")
     code, out, told = sovereign("deploy", str(path))
@@ -167,6 +181,7 @@ def test_a_request_that_makes_no_sense_exits_with_2_in_words_and_in_json(
     assert "change.release" in json.loads(out)["error"]["happened"]
 
 
+@with_server
 def test_what_prefect_does_not_know_exits_with_2(prefect_api: PrefectServer) -> None:
     code, _, told = sovereign("watch", "deadbeef")
     assert code == 2
@@ -175,7 +190,7 @@ def test_what_prefect_does_not_know_exits_with_2(prefect_api: PrefectServer) -> 
 
 
 def test_an_api_that_is_away_exits_with_8_and_says_how_to_go_on(
-    prefect_api: PrefectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: PLC0415 - see tests/conftest.py
 
@@ -187,17 +202,20 @@ def test_an_api_that_is_away_exits_with_8_and_says_how_to_go_on(
     port = free_port()
     with temporary_settings({PREFECT_API_URL: f"http://{LOCALHOST}:{port}/api"}):
         code, _, told = sovereign("deploy", str(path), "--key", "pipeline-8")
+        of_recover = sovereign("recover")
+        of_history = sovereign("history")
     give_back(port)
-    assert code == 8
+    assert code == of_recover[0] == of_history[0] == 8
     assert "It is not known whether the request arrived." in told
     assert "--key pipeline-8: it starts at most one run" in told
-
-
-def test_the_page_of_a_dry_run_says_that_the_gate_is_blocked_as_the_exit_code_does() -> None:
-    report = judge(GUIDE, {}, stage=Stage.PRODUCTION)
-    assert report.blocking
-    assert BLOCKED_PAGE in checklist_page(report)
-    assert BLOCKED_PAGE not in checklist_page(judge((), {}, stage=Stage.PRODUCTION))
+    assert "It is not known whether the request arrived." in of_recover[2]
+    assert "repeat the command: asked twice is asked once" in of_recover[2]
+    assert "Nothing was changed by this command." in of_history[2]
+    with temporary_settings({PREFECT_API_URL: None}):
+        code, _, told = sovereign("deploy", str(path), "--key", "pipeline-8")
+    assert code == 8
+    assert "PREFECT_API_URL is not set" in told
+    assert "Nothing was changed by this command." in told
 
 
 def test_help_comes_without_prefect_and_has_examples(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from lab.processes import wait_until
 from lab.releases import GOOD, Behaviour
-from rules.strategy import Canary, Strategy, Watching
+from rules.strategy import Canary, InPlace, Strategy, Watching
 from tests.flows.caller import Caller
 from tests.flows.site import EASY, ENDLESS, PATIENCE_S
 from tests.triggers.acting import Ran, Repository
@@ -146,7 +146,7 @@ def test_a_bad_release_is_told_as_rolled_back_with_its_reason(forge: Forge) -> N
 
 
 def test_a_release_that_is_not_healthy_afterwards_is_rolled_back(forge: Forge) -> None:
-    forge.declare(QUICK, expect="2.0.1")
+    forge.declare(InPlace(instance="blue-1"), expect="2.0.1")
     ran = forge.dispatch(7003)
 
     assert not ran.succeeded

@@ -35,16 +35,19 @@ from rules.environment import Environment, Stage
 from rules.finding import Finding
 from rules.items import GUIDE
 from rules.journal import JournalView, view
+from rules.release_plan import plan_release
 from rules.strategy import BlueGreen, Canary, InPlace, Rolling
 from rules.traffic import Counts
 from rules.undo import RestoreTraffic
 from rules.verdict import Outcome
 from tests.rules.builders import bare_fleet
 from tests.rules.ended import BEGAN, failed_watch, moved, opened, planned, walked
+from tests.rules.releases import whole
 from tests.rules.test_journal import ENTRIES, MEASURED
 from triggers.live import Frame, LiveView, drawn
 from triggers.live_lines import new_lines
-from triggers.live_picture import Look, picture, steps_walked
+from triggers.live_notes import Look
+from triggers.live_picture import picture, steps_walked
 from triggers.live_text import clean, clock
 
 RUN = "1a2b3c4d-0000-0000-0000-000000000000"
@@ -90,6 +93,11 @@ APPROVED = (
     GATE,
     Approved(by="Ada"),
 )
+RELEASE_PLAN = plan_release(whole(), "emily-2-0-abc")
+RELEASE_BEGUN = (
+    opened().model_copy(update={"component": "release", "environment": Environment(approval=True)}),
+    Planned(plan=RELEASE_PLAN),
+)
 ROLLING = planned(Rolling())
 JOURNALS: dict[str, tuple[Entry, ...]] = {
     "halfway": HALFWAY,
@@ -108,6 +116,8 @@ JOURNALS: dict[str, tuple[Entry, ...]] = {
         *walked(planned(InPlace(), bare_fleet())),
     ),
     "every kind of entry": tuple(ENTRIES),
+    "release": (*RELEASE_BEGUN, *walked(RELEASE_PLAN)[:-1]),
+    "release, taken back": (*RELEASE_BEGUN, *walked(RELEASE_PLAN), moved("rolling_back", "web failed")),
 }
 RUN_STATES = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING", "COMPLETED", "CRASHED", ""]
 
@@ -250,6 +260,32 @@ def test_a_pause_or_a_hold_is_shown_as_long_as_it_lasts(notes, words):
     assert (words in banners) if words else not banners
     word = "resume" if notes[-1][0] == "paused" else "abort"
     assert picture(look(entries)).next_step.startswith(f"sovereign {word} web-2-0-abc")
+
+
+def test_a_release_measures_and_compares_nothing_itself():
+    asked = picture(look(RELEASE_BEGUN, "PAUSED"))
+    assert asked.words == "waiting for a person's approval"
+    begun = picture(look((*RELEASE_BEGUN, Approved(by="Ada"), *walked(RELEASE_PLAN))))
+    names = ["plan", "checklist", "approval", "rollout", "promote"]
+    assert [phase.name for phase in begun.phases] == names
+    assert begun.words == "promoting"
+
+
+def test_a_component_that_asks_again_is_answered_by_its_own_run():
+    asks = look(JOURNALS["release"]).model_copy(update={"asked_run": "9f8e7d6c-0000"})
+    assert "A component asks again" in text(asks)
+    assert "Next: sovereign approve 9f8e7d6c --by NAME" in text(asks)
+    before = look(JOURNALS["release"])
+    (told,) = new_lines(before, asks, BEGAN)
+    assert told.endswith("sovereign approve 9f8e7d6c --by NAME, or with --refuse")
+    assert new_lines(asks, asks, BEGAN) == ()
+
+
+@pytest.mark.parametrize("of", [look(HALFWAY), Look(flow_run_id=RUN, run_state="PENDING")])
+def test_what_is_shown_while_the_api_is_away_says_so(of):
+    assert "has not answered" not in text(of)
+    away = text(of.model_copy(update={"away_s": 75.0}))
+    assert "Prefect's API has not answered for 1:15; what is shown is from before." in away
 
 
 def test_who_waits_for_approval_is_told_how_to_give_it():
