@@ -129,7 +129,7 @@ def test_a_lock_that_a_killed_restic_left_is_removed(repository, taken, settings
     locks = Path(repository.repository) / "locks"
     argv = ["restic", "backup", "--limit-upload", "100", str(big)]
     with subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL) as killed:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not list(locks.iterdir()) and time.monotonic() < deadline:
             time.sleep(0.02)
         killed.send_signal(signal.SIGKILL)
